@@ -1,0 +1,98 @@
+"""Where on the square 0 <= r <= t <= 1 a loss is evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class TimeSampler(Protocol):
+    """``sample(batch, generator, device) -> (t, r)``, float32 of shape (batch,) with 0 <= r <= t <= 1."""
+
+    def sample(
+        self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitNormalTimes:
+    """t, r = max, min of two draws sigmoid(N(mean, std^2)) [MeanFlow, arXiv 2505.13447, section 4].
+
+    The number of samples with r != t is ``round(interval_share * batch)`` exactly, not a coin per sample:
+    every worker of a parallel run then does the same work (and a batch of one or two may have none). They are
+    the first ones of the batch; the data behind them is shuffled. Samples with r = t take a single draw, not
+    the maximum of two [ours].
+    """
+
+    mean: float = -0.4
+    """mean of the normal before the sigmoid"""
+    std: float = 1.0
+    """its standard deviation, > 0"""
+    interval_share: float = 0.25
+    """share of the samples with r != t, in [0, 1]; the others have r = t and are plain flow matching"""
+    endpoint_share: float = 0.0
+    """share of those that are set to (r, t) = (0, 1), the interval of one-step sampling, in [0, 1] [ours]"""
+
+    def __post_init__(self) -> None:
+        _check_shares(self.interval_share, self.endpoint_share)
+        if self.std <= 0:
+            raise ValueError(f"std must be > 0; got {self.std}")
+
+    def sample(
+        self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(t, r), float32 of shape (batch,); drawn on the generator's device, then moved to ``device``."""
+        draws = torch.randn(2, batch, generator=generator, device=_device(generator, device))
+        return _pair(
+            torch.sigmoid(self.mean + self.std * draws), self.interval_share, self.endpoint_share, device
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformTimes:
+    """t, r = max, min of two draws U[0, 1]; shares as in :class:`LogitNormalTimes`."""
+
+    interval_share: float = 0.25
+    """share of the samples with r != t, in [0, 1]; the others have r = t and are plain flow matching"""
+    endpoint_share: float = 0.0
+    """share of those that are set to (r, t) = (0, 1), the interval of one-step sampling, in [0, 1] [ours]"""
+
+    def __post_init__(self) -> None:
+        _check_shares(self.interval_share, self.endpoint_share)
+
+    def sample(
+        self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(t, r), float32 of shape (batch,); drawn on the generator's device, then moved to ``device``."""
+        draws = torch.rand(2, batch, generator=generator, device=_device(generator, device))
+        return _pair(draws, self.interval_share, self.endpoint_share, device)
+
+
+def _pair(
+    draws: Tensor, interval_share: float, endpoint_share: float, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """Two rows of draws (2, B) -> (t, r) with the exact counts of r != t and of (0, 1)."""
+    batch = draws.shape[1]
+    intervals = round(interval_share * batch)
+    endpoints = round(endpoint_share * intervals)
+    # Without an interval there is one time only: its law is that of a single draw, not of a maximum.
+    t, r = draws[0].clone(), draws[0].clone()
+    t[:intervals] = draws[:, :intervals].amax(dim=0)
+    r[:intervals] = draws[:, :intervals].amin(dim=0)
+    t[:endpoints], r[:endpoints] = 1.0, 0.0
+    return t.to(device), r.to(device)
+
+
+def _check_shares(interval_share: float, endpoint_share: float) -> None:
+    for name, value in (("interval_share", interval_share), ("endpoint_share", endpoint_share)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1]; got {value}")
+
+
+def _device(
+    generator: torch.Generator | None, device: torch.device | str | None
+) -> torch.device | str | None:
+    return device if generator is None else generator.device
