@@ -1,0 +1,19 @@
+"""Stage 2, the adversarial part: the Adaptive Weighted Discriminator and its pooling op (arXiv 2511.08930)."""
+
+from hd_awd.discriminator import Discriminator, PoolingHead
+from hd_awd.features import FeatureTap, as_tokens
+from hd_awd.losses import approximate_r1, discriminator_loss, generator_loss
+from hd_awd.pooling import attention_pool
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Discriminator",
+    "FeatureTap",
+    "PoolingHead",
+    "approximate_r1",
+    "as_tokens",
+    "attention_pool",
+    "discriminator_loss",
+    "generator_loss",
+]

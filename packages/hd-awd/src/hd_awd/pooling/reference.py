@@ -1,0 +1,27 @@
+"""Attention pooling written as its definition: the oracle that every faster path is held against."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention_pool_reference(
+    tokens: Tensor, queries: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Normalise, score, softmax, sum; arguments as in :func:`hd_awd.attention_pool`, computed in tokens' dtype.
+
+    Returns:
+        pooled (B, M, C) and weights (B, M, N).
+    """
+    normalised = F.layer_norm(tokens, tokens.shape[-1:], eps=eps)
+    scores = torch.einsum("bnc,mc->bmn", normalised, queries)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    weights = scores.softmax(dim=-1)
+    if mask is not None:
+        weights = weights.masked_fill(~mask.any(dim=-1)[:, None, None], 0.0)
+    return torch.einsum("bmn,bnc->bmc", weights, normalised), weights
