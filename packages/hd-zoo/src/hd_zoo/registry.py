@@ -1,0 +1,77 @@
+"""Networks by name: ``create_model("dit_nano_2", classes=10)``; ``list_models()`` says what there is."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from hd_zoo.mlp import MLPField
+from hd_zoo.transformer import DiffusionTransformer
+
+#: What a ``config.json`` may name. Nothing else is ever constructed from a file.
+ARCHITECTURES: dict[str, type[nn.Module]] = {"transformer": DiffusionTransformer, "mlp": MLPField}
+
+_IMAGE_8 = {"image_size": 8, "channels": 1}
+_IMAGE_28 = {"image_size": 28, "channels": 1}
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlp_2d": ("mlp", {"features": 2, "width": 128, "depth": 3}),
+    "dit_nano_2": ("transformer", {**_IMAGE_8, "patch": 2, "width": 64, "depth": 4, "heads": 4}),
+    "dit_micro_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 128, "depth": 4, "heads": 4}),
+    "dit_mini_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 192, "depth": 6, "heads": 6}),
+}
+
+
+def list_models() -> list[str]:
+    """The names that :func:`create_model` knows, sorted."""
+    return sorted(_MODELS)
+
+
+def create_model(name: str, **overrides: Any) -> nn.Module:
+    """Build a network with random weights.
+
+    Args:
+        name: one of :func:`list_models`.
+        overrides: any argument of the architecture (``classes=10``, ``interval="added"``, ``depth=6`` ...).
+
+    Raises:
+        ValueError: for an unknown name or argument (with the nearest known one), or impossible values.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"unknown model {name!r}{_nearest(name, list_models())}; known: {', '.join(list_models())}")
+    architecture, defaults = _MODELS[name]
+    return build(architecture, {**defaults, **overrides})
+
+
+def build(architecture: str, arguments: dict[str, Any], *, device: str | None = None) -> nn.Module:
+    """Construct ``ARCHITECTURES[architecture](**arguments)`` and note both on the network for :func:`save_pretrained`.
+
+    Raises:
+        ValueError: for an unknown architecture or argument, or impossible values.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}")
+    cls = ARCHITECTURES[architecture]
+    known = list(inspect.signature(cls).parameters)
+    for argument in arguments:
+        if argument not in known:
+            raise ValueError(
+                f"unknown argument {argument!r} for {architecture!r}{_nearest(argument, known)}; "
+                f"known: {', '.join(known)}"
+            )
+    try:
+        with torch.device(device) if device else contextlib.nullcontext():
+            model = cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"cannot build {architecture!r}: {error}") from error
+    model.architecture, model.arguments = architecture, dict(arguments)  # type: ignore[assignment]
+    return model
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

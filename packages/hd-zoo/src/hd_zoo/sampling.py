@@ -1,0 +1,88 @@
+"""Samplers as plain functions: they go from noise at t = 1 to data at t = 0 and know nothing of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hd_zoo.field import Field
+
+METHODS = ("euler", "heun")
+
+
+@torch.no_grad()
+def sample_ode(field: Field, noise: Tensor, steps: int, method: str = "euler", **cond: Any) -> Tensor:
+    """Integrate dx/dt = field(x, t) from t = 1 to t = 0 with equal steps.
+
+    Args:
+        field: an instantaneous velocity field (a teacher).
+        noise: (B, ...) standard normal, the state at t = 1; it is not changed.
+        steps: number of steps >= 1.
+        method: "euler" (first order, one call a step) or "heun" (second order, two calls a step).
+        cond: passed to every call.
+
+    Returns:
+        Samples of noise's shape and dtype, without gradient.
+
+    Raises:
+        ValueError: for an unknown method or steps < 1.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1; got {steps}")
+    x = noise
+    for i in range(steps):
+        # Times are computed from the index, not accumulated, so that the last one is exactly 0.
+        now, after = 1 - i / steps, 1 - (i + 1) / steps
+        velocity = field(x, x.new_full((x.shape[0],), now), **cond)
+        if method == "heun":
+            ahead = x - (now - after) * velocity
+            velocity = (velocity + field(ahead, x.new_full((x.shape[0],), after), **cond)) / 2
+        x = x - (now - after) * velocity
+    return x
+
+
+@torch.no_grad()
+def sample_jumps(field: Field, noise: Tensor, times: Sequence[float] = (1.0, 0.0), **cond: Any) -> Tensor:
+    """Jump along ``times`` with a mean velocity: x_r = x_t - (t - r) field(x_t, t, r) [MeanFlow, arXiv 2505.13447].
+
+    Args:
+        field: a mean velocity field (a student).
+        noise: (B, ...) standard normal, the state at ``times[0]`` = 1; it is not changed.
+        times: decreasing, from 1 to 0; (1, 0) is one-step sampling, (1, 0.5, 0) two steps.
+        cond: passed to every call.
+
+    Returns:
+        Samples of noise's shape and dtype, without gradient.
+
+    Raises:
+        ValueError: if times do not decrease strictly from 1 to 0.
+    """
+    if len(times) < 2 or times[0] != 1 or times[-1] != 0:
+        raise ValueError(f"times must run from 1 to 0; got {tuple(times)}")
+    if any(later >= earlier for earlier, later in zip(times, times[1:], strict=False)):
+        raise ValueError(f"times must decrease strictly; got {tuple(times)}")
+    x = noise
+    for t, r in zip(times, times[1:], strict=False):
+        x = x - (t - r) * field(x, x.new_full((x.shape[0],), t), x.new_full((x.shape[0],), r), **cond)
+    return x
+
+
+def uniform_times(steps: int) -> tuple[float, ...]:
+    """(1, (steps - 1) / steps, ..., 0): equal jumps for :func:`sample_jumps`."""
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1; got {steps}")
+    return tuple((steps - i) / steps for i in range(steps + 1))
+
+
+def seeded_noise(shape: Sequence[int], seeds: Sequence[int], *, device: str | torch.device = "cpu") -> Tensor:
+    """Standard normal noise (len(seeds), *shape), float32, row i a function of ``seeds[i]`` alone.
+
+    It is drawn on the CPU, so that a seed means the same picture on every device and at every batch size.
+    """
+    rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    return torch.stack(rows).to(device)
