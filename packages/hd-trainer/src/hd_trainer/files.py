@@ -31,18 +31,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> Any:
-    """The parsed file.
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file.
 
     Raises:
-        UserError: if it is missing or not JSON.
+        UserError: if it is missing or holds no JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); remove it and run again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; remove it and run again")
+    return value
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

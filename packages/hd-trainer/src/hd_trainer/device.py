@@ -1,0 +1,45 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal
+
+import torch
+
+from hd_trainer.errors import UserError
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        UserError: for a device that PyTorch does not know or does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'device "{name}" cannot be used here ({str(error).splitlines()[0]}); try "auto"') from error
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware (on x86: AVX-512 bf16 or AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return False
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast, or nothing. "auto" takes bf16 where the hardware has it."""
+    if precision == "bf16" or (precision == "auto" and has_bf16(device)):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,131 @@
+"""Gathers a run's samples, numbers and curves and fills ``page.html``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hd_zoo
+import jinja2
+import torch
+from hd_awd import FeatureTap
+from torch import Tensor, nn
+
+import hd_trainer
+from hd_trainer.data import ImageData
+from hd_trainer.errors import UserError
+from hd_trainer.evaluation import RESULTS, sampler
+from hd_trainer.files import read_json, write_atomically
+from hd_trainer.report import figures
+from hd_trainer.settings import Settings, to_json
+from hd_trainer.stages.critic import load_discriminator
+from hd_trainer.stages.common import Context, load_network
+
+REPORT = "report.html"
+ROWS_OF_SAMPLES = 8
+TEACHER_STEPS = 50
+WEIGHT_LEVEL = 0.3
+
+
+def write_report(settings: Settings, out: Path) -> Path:
+    """Write ``out/report.html``: pictures from the same noise and class, the table, curves, token weights.
+
+    Raises:
+        UserError: if the run is not finished and evaluated.
+    """
+    from hd_trainer.run import make_context
+
+    if not (out / RESULTS).exists():
+        raise UserError(f"{out} is not evaluated yet; run: hdistill evaluate {out}")
+    results = read_json(out / RESULTS)
+    context = make_context(settings)
+    stages = ("teacher", "trajectory", "distribution")
+    networks = {stage: load_network(out / stage, context.data, context.device) for stage in stages}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hd_trainer", "report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    rows = results["rows"]
+    samples = _samples(settings, context, networks)
+    page = environment.get_template("page.html").render(
+        version=hd_trainer.__version__,
+        recipe=settings.recipe,
+        unit=f"FD-{context.data.name}",
+        facts=results,
+        total_seconds=sum(results["training_seconds"].values()),
+        rows=rows,
+        summary=summarise(rows),
+        samples={name: figures.picture(images, 10) for name, images in samples.items()},
+        neighbours=figures.picture(_with_neighbours(samples["distribution"][:10], context.data), 10),
+        curves={stage: figures.curves(out / stage, stage) for stage in stages},
+        trade_off=figures.trade_off(rows, f"FD-{context.data.name}", rows[0]["fd"]),
+        weights=_token_weights(context, networks["teacher"], samples["distribution"], out),
+        settings=to_json(settings),
+        teacher_steps=TEACHER_STEPS,
+        weight_level=WEIGHT_LEVEL,
+    )
+    write_atomically(out / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
+    return out / REPORT
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The comparison the page opens with: the teacher at its most steps, both students at one."""
+    teacher = max((row for row in rows if row["name"] == "teacher"), key=lambda row: row["steps"])
+    first = next(row for row in rows if row["name"] == "trajectory")
+    second = next(row for row in rows if row["name"] == "distribution")
+    return {
+        "floor": rows[0],
+        "teacher": teacher,
+        "trajectory": first,
+        "distribution": second,
+        "fd_ratio": second["fd"] / teacher["fd"],
+        "recall_ratio": second["recall"] / max(teacher["recall"], 1e-9),
+        "speed_ratio": second["images_per_second"] / teacher["images_per_second"],
+    }
+
+
+def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Every stage's images from the same noise and labels: a column for each class."""
+    labels = torch.arange(len(context.data.classes)).repeat(ROWS_OF_SAMPLES).to(context.device)
+    # Seeds of their own: these pictures are none of the measured ones, and were not picked.
+    noise = hd_zoo.seeded_noise(context.data.shape, range(10**9, 10**9 + len(labels)), device=context.device)
+    plan = {"teacher": TEACHER_STEPS, "trajectory": 1, "distribution": 1}
+    return {
+        stage: sampler(stage, networks[stage], steps, settings.evaluation)[0](noise, labels)
+        for stage, steps in plan.items()
+    }
+
+
+def _with_neighbours(images: Tensor, data: ImageData) -> Tensor:
+    """The images, and below each the training image nearest to it in pixel space."""
+    nearest = torch.cdist(images.cpu().flatten(1), data.train.flatten(1)).argmin(dim=1)
+    return torch.cat([images.cpu(), data.train[nearest]])
+
+
+@torch.no_grad()
+def _token_weights(context: Context, teacher: nn.Module, fake: Tensor, out: Path) -> list[dict[str, Any]]:
+    """Per layer, where attention falls on real and on generated images (mean over queries); empty without AWD."""
+    folder = out / "distribution"
+    if not (folder / "discriminator.json").exists():
+        return []
+    discriminator, layers, _ = load_discriminator(folder)
+    tap = FeatureTap(teacher, layers)
+    classes = torch.arange(len(context.data.classes))
+    firsts = torch.stack([(context.data.held_out_labels == label).nonzero()[0, 0] for label in classes])
+    labels = classes.to(context.device)
+    noise = hd_zoo.seeded_noise(context.data.shape, range(len(labels)), device=context.device)
+    found: dict[str, list[Tensor]] = {}
+    for kind, images in (("real", context.data.held_out[firsts].to(context.device)), ("fake", fake[: len(labels)])):
+        t = torch.full((len(labels),), WEIGHT_LEVEL, device=context.device)
+        x_t = (1 - WEIGHT_LEVEL) * images + WEIGHT_LEVEL * noise
+        found[kind] = discriminator.to(context.device).token_weights(tap(x_t, t, labels=labels))
+    shown = []
+    for index, layer in enumerate(layers):
+        entry: dict[str, Any] = {"layer": layer}
+        for kind, images in (("real", context.data.held_out[firsts]), ("fake", fake[: len(labels)])):
+            weights = found[kind][index].mean(dim=1).cpu()
+            side = round(weights.shape[1] ** 0.5)
+            entry[kind] = figures.heatmaps(images, weights.reshape(len(weights), side, side))
+            # 1 is uniform; the number of tokens is all weight on one.
+            entry[f"{kind}_peak"] = float(weights.amax(dim=1).mean() * weights.shape[1])
+        shown.append(entry)
+    return shown
