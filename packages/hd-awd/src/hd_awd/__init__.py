@@ -1,4 +1,4 @@
-"""Stage 2, the adversarial part: the Adaptive Weighted Discriminator and its pooling op (arXiv 2511.08930)."""
+"""Stage 2, the adversarial part: the Adaptive Weighted Discriminator and its pooling (arXiv 2511.08930)."""
 
 from hd_awd.discriminator import Discriminator, PoolingHead
 from hd_awd.features import FeatureTap, as_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,16 @@ class FeatureTap:
         tap = FeatureTap(teacher, ["blocks.1", "blocks.3"])
         features = tap(x_t, t, labels=labels)            # one (B, N, C) tensor per name
 
-    The discriminator of HD looks at images through the FROZEN TEACHER's features, never at pixels. Gradients flow
-    through the network into its inputs; freeze its parameters (``requires_grad_(False)``) so that they gather none.
-    Hooks live for the length of one call: the network is left as it was found, also when it raises.
+    The discriminator of HD looks at images through the FROZEN TEACHER's features, never at pixels. Gradients
+    flow through the network into its inputs; freeze its parameters (``requires_grad_(False)``) so that they
+    gather none. Hooks live for the length of one call: the network is left as it was found, also when it
+    raises. What a module puts out is not copied: a later in-place operation of the network
+    (``ReLU(inplace=True)``) shows in it.
 
     Args:
-        network: any module.
-        names: names of modules in it, as ``network.named_modules()`` spells them; features come in this order.
+        network: any module; tap it before ``torch.compile``, which passes hooks by.
+        names: names of modules in it, as ``network.named_modules()`` spells them; features come in this
+            order.
 
     Raises:
         ValueError: for no names, a repeated one, or one that the network lacks (with those that are near).
@@ -35,10 +39,8 @@ class FeatureTap:
         modules = dict(network.named_modules())
         for name in names:
             if name not in modules:
-                head = name.split(".")[0]
-                near = [known for known in modules if known.startswith(head)] or [k for k in modules if k]
-                shown = ", ".join(near[:12]) + (", ..." if len(near) > 12 else "")
-                raise ValueError(f"the network has no module {name!r}; it has: {shown}")
+                near = difflib.get_close_matches(name, [known for known in modules if known], n=8, cutoff=0.0)
+                raise ValueError(f"the network has no module {name!r}; nearest: {', '.join(near) or 'none'}")
         self.network = network
         self.names = tuple(names)
         self._modules = [modules[name] for name in names]
@@ -48,7 +50,8 @@ class FeatureTap:
 
         Raises:
             RuntimeError: if a module did not run, or ran more than once, in this call.
-            TypeError, ValueError: if a module's output is no tensor, or is neither (B, N, C), (B, C, H, W) nor (B, C).
+            TypeError: if a module's output is no tensor.
+            ValueError: if it is neither (B, N, C), (B, C, H, W) nor (B, C).
         """
         return self.run(*args, **kwargs)[1]
 
@@ -72,9 +75,15 @@ class FeatureTap:
 
 
 def as_tokens(feature: Any, name: str = "the module") -> Tensor:
-    """(B, N, C) as it is; a convolutional map (B, C, H, W) -> (B, H W, C), row-major; a vector (B, C) -> (B, 1, C).
+    """A module's output as tokens (B, N, C): a view of it where strides allow, with its graph.
 
-    A tuple or list stands for its first entry (many blocks return (hidden, something)).
+    Tokens (B, N, C) stay as they are; a convolutional map (B, C, H, W) becomes (B, H W, C), row-major; a
+    vector (B, C) becomes (B, 1, C). A tuple or list stands for its first entry (many blocks return (hidden,
+    something)).
+
+    Raises:
+        TypeError: for anything that is not a tensor.
+        ValueError: for other numbers of dimensions.
     """
     if isinstance(feature, (tuple, list)) and feature:
         feature = feature[0]

@@ -19,14 +19,17 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "softplus") -> Te
         relativistic   softplus(-(real - fake)), entries paired     (arXiv 1807.00734)
 
     Args:
-        real, fake: logits of one shape, e.g. (B, L). Compute ``fake`` from DETACHED samples: this function cannot
-            know the student, and its gradient must not reach it.
+        real, fake: logits of one shape, e.g. (B, L). Compute ``fake`` from DETACHED samples: this function
+            cannot know the student, and its gradient must not reach it.
+
+    Returns:
+        Scalar in float32 or better; nothing is detached here.
 
     Raises:
         ValueError: for an unknown kind or shapes that differ.
     """
     _check(kind, real, fake)
-    real, fake = real.float(), fake.float()
+    real, fake = _wide(real), _wide(fake)
     if kind == "softplus":
         return F.softplus(-real).mean() + F.softplus(fake).mean()
     if kind == "hinge":
@@ -45,18 +48,22 @@ def generator_loss(fake: Tensor, real: Tensor | None = None, kind: str = "softpl
         fake: logits of the student's samples, with their graph; e.g. (B, L).
         real: logits of real samples, of fake's shape; needed by "relativistic" alone.
 
+    Returns:
+        Scalar in float32 or better; nothing is detached here. Freeze the discriminator's parameters around
+        the backward pass (``requires_grad_(False)``), or drop what they gathered.
+
     Raises:
         ValueError: for an unknown kind, a missing ``real`` or shapes that differ.
     """
     _check(kind, real, fake)
-    fake = fake.float()
+    fake = _wide(fake)
     if kind == "softplus":
         return F.softplus(-fake).mean()
     if kind == "hinge":
         return -fake.mean()
     if real is None:
         raise ValueError('kind="relativistic" compares pairs: real logits are needed')
-    return F.softplus(real.float() - fake).mean()
+    return F.softplus(_wide(real) - fake).mean()
 
 
 def approximate_r1(
@@ -67,32 +74,40 @@ def approximate_r1(
     logits: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """mean (D(x) - D(x + a n))^2 / a^2, n standard normal: tends to the R1 penalty E |grad D|^2 as a tends to 0.
+    """mean (D(x) - D(x + a n))^2 / a^2, n standard normal; tends to E |grad D|^2, the R1 penalty, as a -> 0.
 
-    The finite-difference form (arXiv 2501.08316) needs no double backward, so it works through fused attention.
-    Divided by a^2 here [ours], so that the weight in front does not depend on ``std``.
+    The finite-difference form (arXiv 2501.08316) needs no double backward, so it works through fused
+    attention. Divided by a^2 here [ours], so that the weight in front does not depend on ``std``. The
+    difference is divided by a small number: logits computed in bfloat16 drown it in rounding, so call this
+    outside autocast or take a larger ``std``.
 
     Args:
         critic: x -> logits, feature network included.
         x: real inputs (B, ...).
         std: a > 0.
-        logits: critic(x) if it is at hand; saves a call.
+        logits: critic(x), with its graph, if it is at hand; saves a call.
         generator: for n; draws on its own device.
 
     Returns:
-        Scalar, float32, differentiable in the critic's parameters.
+        Scalar in float32 or better, differentiable in the critic's parameters.
 
     Raises:
-        ValueError: if std <= 0.
+        ValueError: if std <= 0, or ``logits`` have another shape than the critic's.
     """
-    if std <= 0:
+    if not std > 0:
         raise ValueError(f"std must be > 0; got {std}")
     where = x.device if generator is None else generator.device
     noise = torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
     if logits is None:
         logits = critic(x)
-    difference = critic(x + std * noise).float() - logits.float()
-    return (difference / std).square().mean()
+    moved = critic(x + std * noise)
+    if moved.shape != logits.shape:
+        raise ValueError(f"logits must be critic(x), of shape {tuple(moved.shape)}; got {tuple(logits.shape)}")
+    return ((_wide(moved) - _wide(logits)) / std).square().mean()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check(kind: str, real: Tensor | None, fake: Tensor) -> None:

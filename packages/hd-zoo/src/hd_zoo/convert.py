@@ -15,7 +15,9 @@ from hd_zoo.field import Field, expand_times
 class ReversedTime(nn.Module):
     """v(x, t) = -field(x, 1 - t): for SiT and LightningDiT checkpoints, whose t = 0 is noise.
 
-    A mean velocity over [r, t] becomes the other field's over [1 - t, 1 - r], its ends swapped.
+    A mean velocity over [r, t] becomes the other field's over [1 - t, 1 - r]: it is called with the later
+    end 1 - r as its t and the earlier end 1 - t as its r, and the state it is given stands at the EARLIER
+    one, where noise is.
     """
 
     def __init__(self, field: Field) -> None:
@@ -29,7 +31,7 @@ class ReversedTime(nn.Module):
 
 
 class DataPrediction(nn.Module):
-    """v = (x_t - x_hat) / t for a network that predicts the clean sample ``x_hat(x_t, t)``.
+    """v = (x_t - x_hat) / t for a network that predicts the clean sample ``x_hat(x_t, t)``; r is ignored.
 
     The quotient is ill-conditioned as t tends to 0; t is kept >= ``t_min`` in the denominator.
     """
@@ -45,9 +47,10 @@ class DataPrediction(nn.Module):
 
 
 class NoisePrediction(nn.Module):
-    """v = (eps_hat - x_t) / (1 - t) for a network that predicts the noise ``eps_hat(x_t, t)`` of the linear path.
+    """v = (eps_hat - x_t) / (1 - t) for a network that predicts the linear path's noise ``eps_hat(x_t, t)``.
 
-    The quotient is ill-conditioned as t tends to 1; 1 - t is kept >= ``gap`` in the denominator.
+    r is ignored. The quotient is ill-conditioned as t tends to 1; 1 - t is kept >= ``gap`` in the
+    denominator.
     """
 
     def __init__(self, network: Field, gap: float = 1e-3) -> None:

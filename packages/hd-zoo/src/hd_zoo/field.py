@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -21,7 +22,29 @@ class Field(Protocol):
 
 
 def expand_times(t: Tensor, x: Tensor) -> Tensor:
-    """Shape (B,) -> (B, 1, ...) with x's number of dimensions, so that ``t * x`` broadcasts over the batch."""
+    """Shape (B,) -> (B, 1, ...) with x's number of dimensions, so that ``t * x`` broadcasts."""
     if t.shape != x.shape[:1]:
         raise ValueError(f"times must have shape ({x.shape[0]},), one per sample; got {tuple(t.shape)}")
     return t.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def check_times(x: Tensor, t: Tensor, r: Tensor | None) -> None:
+    """Raise ValueError unless t, and r where it is given, hold one time per sample of x."""
+    for name, times in (("t", t), ("r", r)):
+        if times is not None and times.shape != x.shape[:1]:
+            raise ValueError(f"{name} must have shape ({x.shape[0]},); got {tuple(times.shape)}")
+
+
+def labels_or_null(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
+    """Labels (B,) int64 as they are; None becomes the null class, ``classes``, for every sample.
+
+    Values are not looked at (that would make a GPU wait): the embedding refuses those outside [0, classes].
+
+    Raises:
+        ValueError: for another shape or dtype.
+    """
+    if labels is None:
+        return torch.full((x.shape[0],), classes, device=x.device, dtype=torch.long)
+    if labels.shape != x.shape[:1] or labels.dtype != torch.long:
+        raise ValueError(f"labels must be int64 of shape ({x.shape[0]},); got {labels.dtype} {tuple(labels.shape)}")
+    return labels

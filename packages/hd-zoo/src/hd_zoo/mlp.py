@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hd_zoo.transformer import TimeEmbedding
+from hd_zoo.field import check_times, labels_or_null
+from hd_zoo.transformer import TimeEmbedding, check_embedding
 
 
 class MLPField(nn.Module):
@@ -21,7 +22,7 @@ class MLPField(nn.Module):
         frequencies: number of sinusoids in the time embeddings.
 
     Raises:
-        ValueError: for impossible sizes, or inputs whose shapes do not fit.
+        ValueError: for impossible sizes, or inputs whose shapes or labels do not fit.
     """
 
     def __init__(
@@ -38,12 +39,11 @@ class MLPField(nn.Module):
         super().__init__()
         if min(features, width, depth) < 1 or classes < 0:
             raise ValueError(
-                f"features, width and depth must be >= 1, classes >= 0; got {features}, {width}, {depth}, {classes}"
+                f"features, width and depth must be >= 1, classes >= 0; got {features}, {width}, {depth} and {classes}"
             )
         if interval not in (None, "added"):
             raise ValueError(f'interval must be None or "added"; got {interval!r}')
-        if frequencies < 2 or frequencies % 2:
-            raise ValueError(f"frequencies must be even and >= 2; got {frequencies}")
+        check_embedding(frequencies, time_scale)
         self.features, self.classes, self.interval = features, classes, interval
         self.input = nn.Linear(features, width)
         self.time_embed = TimeEmbedding(width, frequencies, time_scale)
@@ -71,13 +71,12 @@ class MLPField(nn.Module):
         """x (B, features), t and r (B,) in [0, 1], labels (B,) int64; None: the null class."""
         if x.ndim != 2 or x.shape[1] != self.features:
             raise ValueError(f"x must have shape (B, {self.features}); got {tuple(x.shape)}")
+        check_times(x, t, r)
         condition = self.time_embed(t)
         if self.interval_embed is not None:
             condition = condition + self.interval_embed(torch.zeros_like(t) if r is None else t - r)
         if self.label_embed is not None:
-            if labels is None:
-                labels = torch.full((x.shape[0],), self.classes, device=x.device, dtype=torch.long)
-            condition = condition + self.label_embed(labels)
+            condition = condition + self.label_embed(labels_or_null(labels, x, self.classes))
         elif labels is not None:
             raise ValueError("labels were given to an unconditional network (classes = 0)")
         condition = F.silu(condition)

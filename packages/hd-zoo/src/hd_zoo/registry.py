@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -42,13 +42,14 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         ValueError: for an unknown name or argument (with the nearest known one), or impossible values.
     """
     if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, list_models())}; known: {', '.join(list_models())}")
+        known = list_models()
+        raise ValueError(f"unknown model {name!r}{_nearest(name, known)}; known: {', '.join(known)}")
     architecture, defaults = _MODELS[name]
     return build(architecture, {**defaults, **overrides})
 
 
 def build(architecture: str, arguments: dict[str, Any], *, device: str | None = None) -> nn.Module:
-    """Construct ``ARCHITECTURES[architecture](**arguments)`` and note both on the network for :func:`save_pretrained`.
+    """Construct ``ARCHITECTURES[architecture](**arguments)`` and note both on it, for :func:`blueprint`.
 
     Raises:
         ValueError: for an unknown architecture or argument, or impossible values.
@@ -57,19 +58,38 @@ def build(architecture: str, arguments: dict[str, Any], *, device: str | None = 
         raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}")
     cls = ARCHITECTURES[architecture]
     known = list(inspect.signature(cls).parameters)
-    for argument in arguments:
+    kinds = get_type_hints(cls.__init__)
+    for argument, value in arguments.items():
         if argument not in known:
             raise ValueError(
                 f"unknown argument {argument!r} for {architecture!r}{_nearest(argument, known)}; "
                 f"known: {', '.join(known)}"
             )
+        # They come from files as well, and must go back into JSON: a Python int, not NumPy's, and no bool.
+        kind = kinds[argument]
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            name = getattr(kind, "__name__", kind)
+            raise ValueError(f"argument {argument!r} of {architecture!r} must be {name}; got {value!r}")
     try:
         with torch.device(device) if device else contextlib.nullcontext():
             model = cls(**arguments)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:  # an argument is missing; sizes beyond all memory
         raise ValueError(f"cannot build {architecture!r}: {error}") from error
     model.architecture, model.arguments = architecture, dict(arguments)  # type: ignore[assignment]
     return model
+
+
+def blueprint(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """(architecture, arguments) that :func:`build` noted on a network: all it takes to build it again.
+
+    Raises:
+        ValueError: for a network that was not built by this package.
+    """
+    architecture, arguments = getattr(model, "architecture", None), getattr(model, "arguments", None)
+    if not isinstance(architecture, str) or not isinstance(arguments, dict):
+        source = "create_model, to_student or from_pretrained"
+        raise ValueError(f"a network from {source} is needed; got {type(model).__name__}")
+    return architecture, arguments
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ def sample_ode(field: Field, noise: Tensor, steps: int, method: str = "euler", *
         cond: passed to every call.
 
     Returns:
-        Samples of noise's shape and dtype, without gradient.
+        Samples of noise's shape and dtype, without gradient. The field sees noise's dtype; times and the
+        state between the steps are in float32 or better.
 
     Raises:
         ValueError: for an unknown method or steps < 1.
@@ -34,21 +36,21 @@ def sample_ode(field: Field, noise: Tensor, steps: int, method: str = "euler", *
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if steps < 1:
         raise ValueError(f"steps must be >= 1; got {steps}")
-    x = noise
+    x = noise.to(_wide(noise))
     for i in range(steps):
         # Times are computed from the index, not accumulated, so that the last one is exactly 0.
         now, after = 1 - i / steps, 1 - (i + 1) / steps
-        velocity = field(x, x.new_full((x.shape[0],), now), **cond)
+        velocity = field(x.to(noise.dtype), _times(now, noise), **cond)
         if method == "heun":
             ahead = x - (now - after) * velocity
-            velocity = (velocity + field(ahead, x.new_full((x.shape[0],), after), **cond)) / 2
+            velocity = (velocity + field(ahead.to(noise.dtype), _times(after, noise), **cond)) / 2
         x = x - (now - after) * velocity
-    return x
+    return x.to(noise.dtype)
 
 
 @torch.no_grad()
 def sample_jumps(field: Field, noise: Tensor, times: Sequence[float] = (1.0, 0.0), **cond: Any) -> Tensor:
-    """Jump along ``times`` with a mean velocity: x_r = x_t - (t - r) field(x_t, t, r) [MeanFlow, arXiv 2505.13447].
+    """Jump along ``times`` with a mean velocity: x_r = x_t - (t - r) field(x_t, t, r) [arXiv 2505.13447].
 
     Args:
         field: a mean velocity field (a student).
@@ -57,19 +59,29 @@ def sample_jumps(field: Field, noise: Tensor, times: Sequence[float] = (1.0, 0.0
         cond: passed to every call.
 
     Returns:
-        Samples of noise's shape and dtype, without gradient.
+        Samples of noise's shape and dtype, without gradient. The field sees noise's dtype; times and the
+        state between the steps are in float32 or better.
 
     Raises:
         ValueError: if times do not decrease strictly from 1 to 0.
     """
     if len(times) < 2 or times[0] != 1 or times[-1] != 0:
         raise ValueError(f"times must run from 1 to 0; got {tuple(times)}")
-    if any(later >= earlier for earlier, later in zip(times, times[1:], strict=False)):
+    if any(later >= earlier for earlier, later in itertools.pairwise(times)):
         raise ValueError(f"times must decrease strictly; got {tuple(times)}")
-    x = noise
-    for t, r in zip(times, times[1:], strict=False):
-        x = x - (t - r) * field(x, x.new_full((x.shape[0],), t), x.new_full((x.shape[0],), r), **cond)
-    return x
+    x = noise.to(_wide(noise))
+    for t, r in itertools.pairwise(times):
+        x = x - (t - r) * field(x.to(noise.dtype), _times(t, noise), _times(r, noise), **cond)
+    return x.to(noise.dtype)
+
+
+def _wide(noise: Tensor) -> torch.dtype:
+    """The dtype of the state and of the times: half precision cannot tell 250 times apart."""
+    return torch.promote_types(noise.dtype, torch.float32)
+
+
+def _times(t: float, noise: Tensor) -> Tensor:
+    return torch.full(noise.shape[:1], t, dtype=_wide(noise), device=noise.device)
 
 
 def uniform_times(steps: int) -> tuple[float, ...]:

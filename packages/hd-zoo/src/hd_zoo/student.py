@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from hd_zoo.registry import build
+from hd_zoo.registry import blueprint, build
 
 
 def to_student(teacher: nn.Module, interval: str = "added") -> nn.Module:
@@ -17,20 +17,21 @@ def to_student(teacher: nn.Module, interval: str = "added") -> nn.Module:
         interval: how r enters; "added" adds an embedding of (t - r) whose last layer is zero [ours].
 
     Returns:
-        A new network on the teacher's device and in its dtype; no storage is shared. A teacher that has the
-        interval already (the student of an earlier stage) is copied as it is.
+        A new network on the teacher's device and in its dtype, in the same mode, with every parameter
+        trainable; no storage is shared. A teacher that has the interval already (the student of an earlier
+        stage) is copied. Otherwise the embedding's first layer is drawn from the global generator.
 
     Raises:
         ValueError: if the network was not built by this package, or for an unknown interval.
     """
-    if not hasattr(teacher, "arguments"):
-        raise ValueError(f"to_student needs a network of hd_zoo; got {type(teacher).__name__}")
-    if teacher.arguments.get("interval") == interval:
-        return copy.deepcopy(teacher)
-    student = build(teacher.architecture, {**teacher.arguments, "interval": interval})
+    architecture, arguments = blueprint(teacher)
+    if arguments.get("interval") == interval:
+        return copy.deepcopy(teacher).requires_grad_(True)
     weight = next(teacher.parameters())
+    # Cast before the weights are loaded: a float64 teacher must not pass through float32.
+    student = build(architecture, {**arguments, "interval": interval}).to(weight.device, weight.dtype)
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     foreign = [name for name in missing if not name.startswith("interval_embed.")]
     if foreign or unexpected:
         raise ValueError(f"the teacher's weights do not fit its student: {foreign + list(unexpected)}")
-    return student.to(device=weight.device, dtype=weight.dtype).train(teacher.training)
+    return student.train(teacher.training)

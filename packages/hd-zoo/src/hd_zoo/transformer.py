@@ -1,4 +1,4 @@
-"""The class-conditional diffusion transformer (DiT, arXiv 2212.09748; SiT, 2401.08740) with a two-time embedding.
+"""The class-conditional diffusion transformer (DiT, arXiv 2212.09748; SiT, 2401.08740), with two times.
 
 Shape letters: B batch, N tokens, C width, H heads, D = C / H head width, P patch side.
 """
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from hd_zoo.field import check_times, labels_or_null
 
 
 def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -26,9 +28,9 @@ def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) ->
 
 
 def grid_embedding(width: int, height: int, columns: int) -> Tensor:
-    """Fixed sine-cosine positions of a ``height x columns`` grid, row-major: (height * columns, width), float32.
+    """Fixed sine-cosine positions of a ``height x columns`` grid, row-major: (height * columns, width).
 
-    The first half of the channels encodes the column, the second the row, as in DiT.
+    Float32. The first half of the channels encodes the column, the second the row, as in DiT.
     """
     omega = 1.0 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     rows, cols = torch.meshgrid(torch.arange(height), torch.arange(columns), indexing="ij")
@@ -39,22 +41,32 @@ def grid_embedding(width: int, height: int, columns: int) -> Tensor:
     return torch.cat(halves, dim=1).float()
 
 
+def check_embedding(frequencies: int, time_scale: float) -> None:
+    """Raise ValueError for settings that no :class:`TimeEmbedding` can have."""
+    if frequencies < 2 or frequencies % 2:
+        raise ValueError(f"frequencies must be even and >= 2; got {frequencies}")
+    if not 0 < time_scale < math.inf:
+        raise ValueError(f"time_scale must be > 0 and finite; got {time_scale}")
+
+
 class TimeEmbedding(nn.Module):
-    """Time -> width: sinusoids through a two-layer MLP. ``zero_init`` makes it output exactly zero at first."""
+    """Times -> (B, width): sinusoids through a two-layer MLP. ``zero_init``: its output is zero at first."""
 
     def __init__(self, width: int, frequencies: int, scale: float, *, zero_init: bool = False) -> None:
         super().__init__()
         self.frequencies = frequencies
         self.scale = scale
-        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        nn.init.normal_(self.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.mlp[2].weight, std=0.02)
+        first, last = nn.Linear(frequencies, width), nn.Linear(width, width)
+        nn.init.normal_(first.weight, std=0.02)
+        nn.init.normal_(last.weight, std=0.02)
         if zero_init:
-            nn.init.zeros_(self.mlp[2].weight)
-            nn.init.zeros_(self.mlp[2].bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoidal_embedding(self.scale * t, self.frequencies).to(self.mlp[0].weight.dtype))
+        weight = next(self.mlp.parameters())
+        return self.mlp(sinusoidal_embedding(self.scale * t, self.frequencies).to(weight.dtype))
 
 
 class Attention(nn.Module):
@@ -114,10 +126,12 @@ class DiffusionTransformer(nn.Module):
         image_size: height and width of the (latent) image in pixels; a multiple of ``patch``.
         channels: channels of the image.
         patch: side of a square patch; the network sees ``(image_size / patch)^2`` tokens.
-        width, depth, heads, mlp_ratio: the transformer's size; ``width`` is a multiple of ``4`` and of ``heads``.
+        width, depth, heads, mlp_ratio: the transformer's size; ``width`` is a multiple of ``4`` and of
+            ``heads``.
         classes: number of classes; label ``classes`` is the null class. 0 makes the network unconditional.
-        interval: None for a network of t alone (a teacher; it ignores r). "added" adds an embedding of (t - r)
-            whose last layer starts at zero, so that the network is the teacher exactly until it is trained [ours].
+        interval: None for a network of t alone (a teacher; it ignores r). "added" adds an embedding of
+            (t - r) whose last layer starts at zero, so that the network is the teacher exactly until it is
+            trained [ours].
         time_scale: factor on t and (t - r) before the sinusoids. It multiplies du/dt; SiT uses 1, DiT 1000.
         frequencies: number of sinusoids in the time embeddings.
 
@@ -146,13 +160,12 @@ class DiffusionTransformer(nn.Module):
         if heads < 1 or width < 4 or width % heads or width % 4:
             raise ValueError(f"width must be a multiple of 4 and of heads; got width {width}, heads {heads}")
         if min(channels, depth) < 1 or classes < 0:
-            raise ValueError(
-                f"channels and depth must be >= 1, classes >= 0; got {channels}, {depth} and {classes}"
-            )
+            raise ValueError(f"channels and depth must be >= 1, classes >= 0; got {channels}, {depth} and {classes}")
+        if not 1 <= width * mlp_ratio < math.inf:
+            raise ValueError(f"width * mlp_ratio must be >= 1 and finite; got {width} * {mlp_ratio}")
         if interval not in (None, "added"):
             raise ValueError(f'interval must be None or "added"; got {interval!r}')
-        if frequencies < 2 or frequencies % 2:
-            raise ValueError(f"frequencies must be even and >= 2; got {frequencies}")
+        check_embedding(frequencies, time_scale)
         self.image_size, self.channels, self.patch, self.classes = image_size, channels, patch, classes
         self.interval = interval
         self.grid = image_size // patch
@@ -168,19 +181,19 @@ class DiffusionTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """adaLN-zero: every block starts as the identity, the head at zero; Xavier for the other linear maps."""
-        for block in self.blocks:
-            for linear in (block.attn.qkv, block.attn.proj, block.mlp[0], block.mlp[2]):
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
+        """adaLN-zero: blocks start as the identity, the head at zero; Xavier for the other linear maps."""
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, nn.Linear) and "modulation" not in name:
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.weight)
         nn.init.zeros_(self.patch_embed.bias)
         if self.label_embed is not None:
             nn.init.normal_(self.label_embed.weight, std=0.02)
-        zeroed = [block.modulation[1] for block in self.blocks] + [self.head.modulation[1], self.head.linear]
-        for linear in zeroed:
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and ("modulation" in name or name == "head.linear"):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -193,17 +206,16 @@ class DiffusionTransformer(nn.Module):
         return self.classes if self.classes else None
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, *, labels: Tensor | None = None) -> Tensor:
-        """x (B, channels, image_size, image_size), t and r (B,) in [0, 1], labels (B,) int64; None: null class."""
+        """x (B, channels, image_size, image_size); t, r (B,) in [0, 1]; labels (B,) int64 or None: null class."""
         if x.ndim != 4 or x.shape[1:] != self.sample_shape:
-            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.sample_shape))}); got {tuple(x.shape)}")
-        for name, times in (("t", t), ("r", r)):
-            if times is not None and times.shape != x.shape[:1]:
-                raise ValueError(f"{name} must have shape ({x.shape[0]},); got {tuple(times.shape)}")
+            shape = ", ".join(map(str, self.sample_shape))
+            raise ValueError(f"x must have shape (B, {shape}); got {tuple(x.shape)}")
+        check_times(x, t, r)
         condition = self.time_embed(t)
         if self.interval_embed is not None:
             condition = condition + self.interval_embed(torch.zeros_like(t) if r is None else t - r)
         if self.label_embed is not None:
-            condition = condition + self.label_embed(self._labels(labels, x))
+            condition = condition + self.label_embed(labels_or_null(labels, x, self.classes))
         elif labels is not None:
             raise ValueError("labels were given to an unconditional network (classes = 0)")
         tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch, q=self.patch)
@@ -217,10 +229,3 @@ class DiffusionTransformer(nn.Module):
             p=self.patch,
             q=self.patch,
         )
-
-    def _labels(self, labels: Tensor | None, x: Tensor) -> Tensor:
-        if labels is None:
-            return torch.full((x.shape[0],), self.classes, device=x.device, dtype=torch.long)
-        if labels.shape != x.shape[:1] or labels.dtype != torch.long:
-            raise ValueError(f"labels must be int64 of shape ({x.shape[0]},); got {labels.dtype} {tuple(labels.shape)}")
-        return labels

@@ -1,4 +1,4 @@
-"""Attention pooling of normalised tokens: ``reference`` says what it is, ``folded`` computes it, ``op`` is public."""
+"""Attention pooling of normalised tokens: ``reference`` defines it, ``folded`` computes, ``op`` is public."""
 
 from hd_awd.pooling.op import attention_pool
 

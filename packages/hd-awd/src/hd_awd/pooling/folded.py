@@ -5,7 +5,9 @@ With LN(h_n) = (h_n - mu_n) / sigma_n and a query q,
     q . LN(h_n)             = (q - mean(q)) . h_n / sigma_n          (sum_c (q - mean(q))_c = 0 removes mu_n)
     sum_n a_n LN(h_n)       = sum_n (a_n / sigma_n) h_n - sum_n a_n mu_n / sigma_n
 
-so the tokens are read for their statistics and for two thin matrix products, O(N C M) work.
+so the tokens are read for their statistics and for two thin matrix products, O(N C M) work. The mean is
+removed after the products, so rounding grows with |mu| / sigma, as it does when tokens are merely stored in
+that precision.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 def attention_pool_folded(
     tokens: Tensor, queries: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """Arguments as in :func:`hd_awd.attention_pool`; computed in float32 or better, differentiable by autograd.
+    """Arguments as in :func:`hd_awd.attention_pool`; computed in float32 or better; autograd goes through.
 
     Returns:
         pooled (B, M, C) and weights (B, M, N), both in float32 or better.
@@ -29,12 +31,13 @@ def attention_pool_folded(
     centred = queries - queries.mean(dim=-1, keepdim=True)
     scores = (tokens @ centred.T * inverse[..., None]).transpose(1, 2)
     if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None], float("-inf"))
-    weights = scores.softmax(dim=-1)
-    if mask is not None:
-        # A row without a single token pools to zero: softmax over nothing would be NaN.
-        weights = torch.where(mask.any(dim=-1)[:, None, None], weights, 0.0)
+        scores = scores + bias.to(tokens.dtype)
+    if mask is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        # A sample without a single token pools to zero. Its scores are left as they are, because a softmax
+        # over nothing is NaN, in the backward pass too; its weights are set to zero afterwards.
+        some = mask.any(dim=-1)[:, None, None]
+        weights = scores.masked_fill(some & ~mask[:, None], float("-inf")).softmax(dim=-1) * some
     scaled = weights * inverse[:, None]
     return scaled @ tokens - (scaled @ mean[..., None]), weights

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
 from hd_awd.pooling.folded import attention_pool_folded
 
 
+@overload
+def attention_pool(
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    eps: float = ...,
+    *,
+    return_weights: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def attention_pool(
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    eps: float = ...,
+    *,
+    return_weights: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def attention_pool(
     tokens: Tensor,
     queries: Tensor,
@@ -21,21 +43,22 @@ def attention_pool(
 
         s_mn = q_m . LN(h_n) + b_mn        a_m. = softmax_n(s_m.)        z_m = sum_n a_mn LN(h_n)
 
-    LN has no affine part. An affine layer norm, a key projection and the 1/sqrt(d) belong folded into ``queries``
-    (q' = gamma * (W_k^T q) / sqrt(d)), a value projection is applied to the result: both are exact.
+    LN has no affine part. An affine layer norm, a key projection and the 1/sqrt(d) belong folded into
+    ``queries`` (q' = gamma * (W_k^T q) / sqrt(d)), a value projection is applied to the result: both are
+    exact.
 
     Args:
-        tokens: h (B, N, C), N >= 1; float32, bfloat16, float16 or float64.
+        tokens: h (B, N, C), N and C >= 1; float32, bfloat16, float16 or float64.
         queries: q (M, C). Zero queries give the mean over tokens.
-        bias: added to the scores; broadcasts to (B, M, N).
-        mask: (B, N) bool, True for tokens that take part. A sample whose tokens are all masked pools to zero,
-            with zero weights.
+        bias: floating point, added to the scores; broadcasts to (B, M, N).
+        mask: (B, N) bool, True for tokens that take part; the others must still be finite. A sample whose
+            tokens are all masked pools to zero, with zero weights.
         eps: added to the variance, > 0.
         return_weights: also return a.
 
     Returns:
         z (B, M, C) in tokens' dtype (arithmetic in float32 or better), and with ``return_weights`` also
-        a (B, M, N) in float32 or better. Differentiable in tokens, queries and bias.
+        a (B, M, N) in float32 or better. Differentiable, also twice, in tokens, queries and bias.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, or eps <= 0.
@@ -48,8 +71,8 @@ def attention_pool(
 
 
 def _check(tokens: Tensor, queries: Tensor, bias: Tensor | None, mask: Tensor | None, eps: float) -> None:
-    if tokens.ndim != 3 or tokens.shape[1] < 1:
-        raise ValueError(f"tokens must have shape (B, N, C) with N >= 1; got {tuple(tokens.shape)}")
+    if tokens.ndim != 3 or 0 in tokens.shape[1:]:
+        raise ValueError(f"tokens must have shape (B, N, C) with N and C >= 1; got {tuple(tokens.shape)}")
     batch, count, width = tokens.shape
     if not tokens.is_floating_point() or not queries.is_floating_point():
         raise ValueError(f"tokens and queries must be floating point; got {tokens.dtype} and {queries.dtype}")
@@ -58,6 +81,8 @@ def _check(tokens: Tensor, queries: Tensor, bias: Tensor | None, mask: Tensor | 
     if mask is not None and (mask.shape != (batch, count) or mask.dtype != torch.bool):
         raise ValueError(f"mask must be bool of shape ({batch}, {count}); got {mask.dtype} {tuple(mask.shape)}")
     if bias is not None:
+        if not bias.is_floating_point():
+            raise ValueError(f"bias must be floating point (a mask goes into mask); got {bias.dtype}")
         target = (batch, queries.shape[0], count)
         try:
             fits = torch.broadcast_shapes(bias.shape, target) == target
@@ -65,5 +90,5 @@ def _check(tokens: Tensor, queries: Tensor, bias: Tensor | None, mask: Tensor | 
             fits = False
         if not fits:
             raise ValueError(f"bias must broadcast to {target}; got {tuple(bias.shape)}")
-    if eps <= 0:
+    if not eps > 0:
         raise ValueError(f"eps must be > 0; got {eps}")

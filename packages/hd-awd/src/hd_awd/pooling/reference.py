@@ -10,7 +10,7 @@ from torch import Tensor
 def attention_pool_reference(
     tokens: Tensor, queries: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """Normalise, score, softmax, sum; arguments as in :func:`hd_awd.attention_pool`, computed in tokens' dtype.
+    """Normalise, score, softmax, sum, in tokens' dtype; arguments as in :func:`hd_awd.attention_pool`.
 
     Returns:
         pooled (B, M, C) and weights (B, M, N).

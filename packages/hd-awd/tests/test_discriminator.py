@@ -1,0 +1,188 @@
+"""The two heads against each other and against the head written out unfolded; token weights; errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hd_awd import Discriminator, PoolingHead
+
+WIDTHS = (8, 6, 8)
+
+
+def features(dtype: torch.dtype = torch.float64, batch: int = 3) -> list[Tensor]:
+    """One (B, N, C) tensor per width, with a different N each."""
+    return [torch.randn(batch, count, width).to(dtype) for count, width in zip((5, 9, 1), WIDTHS, strict=True)]
+
+
+def build(pooling: str, seed: int = 3, **sizes: Any) -> Discriminator:
+    torch.manual_seed(seed)
+    return Discriminator(WIDTHS, pooling, **{"queries": 2, "head_width": 4, "hidden": 7, **sizes}).double()
+
+
+def test_the_folded_head_is_the_unfolded_head(
+    unfolded_head: type[nn.Module], randomised: Callable[..., nn.Module]
+) -> None:
+    head = PoolingHead(10, pooling="attention", queries=3, head_width=4, hidden=5, eps=1e-3).double()
+    randomised(head)
+    plain = unfolded_head(10, 3, 4, 5, 1e-3).double()
+    plain.load_state_dict(head.state_dict())
+    tokens = (2 * torch.randn(4, 13, 10, dtype=torch.float64) + 1).requires_grad_()
+    weight = torch.randn(4, dtype=torch.float64)
+
+    logits, expected = head(tokens), plain(tokens)
+    assert logits.std() > 1e-3
+    torch.testing.assert_close(logits, expected, atol=1e-12, rtol=1e-12)
+
+    parameters, others = dict(head.named_parameters()), dict(plain.named_parameters())
+    found = torch.autograd.grad((weight * logits).sum(), [tokens, *parameters.values()])
+    oracle = torch.autograd.grad((weight * expected).sum(), [tokens, *(others[name] for name in parameters)])
+    for name, one, other in zip(["tokens", *parameters], found, oracle, strict=True):
+        assert other.abs().max() > 1e-9, f"{name} has no gradient: nothing is compared"
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_mean_head_is_global_average_pooling(randomised: Callable[..., nn.Module]) -> None:
+    discriminator = randomised(build("mean"))
+    found = discriminator(inputs := features())
+    for index, tokens in enumerate(inputs):
+        head = discriminator.heads[index]
+        normal = F.layer_norm(tokens, tokens.shape[-1:], head.norm.weight, head.norm.bias, eps=1e-6)
+        value = (normal @ head.value.weight.T + head.value.bias).mean(dim=1)  # of every token, then averaged
+        expected = head.mlp(torch.cat([value, value], dim=1))[:, 0]
+        torch.testing.assert_close(found[:, index], expected, atol=1e-12, rtol=1e-12)
+
+
+def test_the_two_poolings_share_every_parameter_but_queries_and_keys() -> None:
+    attention, mean = build("attention").state_dict(), build("mean").state_dict()
+    own = attention.keys() - mean.keys()
+    assert mean.keys() < attention.keys()
+    assert {name.split(".", 2)[2] for name in own} == {"queries", "key.weight"}
+    for name, tensor in mean.items():
+        assert torch.equal(tensor, attention[name]), f"{name} differs from the same seed"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_two_poolings_start_as_one_function(dtype: torch.dtype) -> None:
+    inputs = features(dtype)
+    attention, mean = build("attention").to(dtype)(inputs), build("mean").to(dtype)(inputs)
+    assert attention.shape == (3, len(WIDTHS))
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    torch.testing.assert_close(attention, mean, atol=tolerance, rtol=tolerance)
+
+
+def test_queries_move_first_and_then_the_poolings_part() -> None:
+    attention, mean, inputs = build("attention"), build("mean"), features()
+    attention(inputs).sum().backward()
+    for index, head in enumerate(attention.heads):
+        # With one token there is nothing to weigh: the softmax of a single score has no gradient.
+        assert (head.queries.grad.abs().sum() > 0) == (inputs[index].shape[1] > 1)
+        assert torch.all(head.key.weight.grad == 0)
+    with torch.no_grad():
+        for head in attention.heads:
+            head.queries.sub_(10 * head.queries.grad)
+    gap = (attention(inputs) - mean(inputs)).abs().amax(dim=0)
+    assert torch.all(gap[:2] > 1e-4)
+    assert gap[2] < 1e-12
+
+
+def test_token_weights_of_attention(randomised: Callable[..., nn.Module]) -> None:
+    discriminator, inputs = randomised(build("attention")), features()
+    weights = discriminator.token_weights([tokens.requires_grad_() for tokens in inputs])
+    for tokens, weight, head in zip(inputs, weights, discriminator.heads, strict=True):
+        assert weight.shape == (3, 2, tokens.shape[1])
+        assert not weight.requires_grad
+        torch.testing.assert_close(weight.sum(-1), torch.ones(3, 2, dtype=torch.float64))
+        keys = head.norm(tokens) @ head.key.weight.T
+        expected = (torch.einsum("bnd,md->bmn", keys, head.queries) / 2).softmax(-1)  # sqrt(head_width) = 2
+        torch.testing.assert_close(weight, expected.detach(), atol=1e-12, rtol=1e-12)
+    assert weights[0].std() > 1e-3
+
+
+def test_token_weights_of_the_mean_are_uniform() -> None:
+    for tokens, weight in zip(features(), build("mean").token_weights(features()), strict=True):
+        assert weight.shape == (3, 2, tokens.shape[1])
+        assert torch.all(weight == 1 / tokens.shape[1])
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_gradient_reaches_the_tokens_and_every_parameter(pooling: str, randomised: Callable[..., nn.Module]) -> None:
+    discriminator = randomised(build(pooling))
+    inputs = [tokens.requires_grad_() for tokens in features()]
+    discriminator(inputs).square().sum().backward()
+    for tokens in inputs:
+        assert torch.all(tokens.grad.abs().sum(dim=(1, 2)) > 0)
+    for name, parameter in discriminator.named_parameters():
+        alone = name in ("heads.2.queries", "heads.2.key.weight")  # one token: see above
+        assert (parameter.grad.abs().sum() > 0) != alone, name
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_gradcheck_of_the_whole_head(pooling: str, randomised: Callable[..., nn.Module]) -> None:
+    head = randomised(PoolingHead(4, pooling=pooling, queries=2, head_width=3, hidden=3, eps=1e-2).double())
+    tokens = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(head, (tokens,))
+    assert torch.autograd.gradgradcheck(head, (tokens,))
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_half_precision_features_and_autocast(pooling: str, randomised: Callable[..., nn.Module]) -> None:
+    discriminator = randomised(build(pooling), std=0.1)
+    expected = discriminator(inputs := features())
+    discriminator.float()
+    half = [tokens.bfloat16() for tokens in inputs]
+    torch.testing.assert_close(discriminator(half).double(), expected, atol=0.05, rtol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = discriminator(half)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.double(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_to_one_graph(backend: str, randomised: Callable[..., nn.Module]) -> None:
+    discriminator, inputs = randomised(build("attention")), features()
+    torch.compiler.reset()
+    found = torch.compile(discriminator, backend=backend, fullgraph=True)(inputs)
+    torch.testing.assert_close(found, discriminator(inputs), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([8], "max"), "pooling must be one of attention, mean; got 'max'"),
+        (([],), "widths must not be empty"),
+        (([8, 0],), r"sizes be >= 1; got widths \[8, 0\]"),
+        (([8], "mean", {"queries": 0}), "queries 0"),
+        (([8], "mean", {"head_width": 0}), "head_width 0"),
+        (([8], "mean", {"hidden": -1}), "hidden -1"),
+        (([8], "mean", {"eps": 0.0}), "eps must be > 0"),
+    ],
+)
+def test_impossible_sizes(arguments: tuple[Any, ...], message: str) -> None:
+    *positional, keywords = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
+    with pytest.raises(ValueError, match=message):
+        Discriminator(*positional, **keywords)
+
+
+@pytest.mark.parametrize("call", ["forward", "token_weights"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda f: f[:2],
+        lambda f: [f[1], f[0], f[2]],
+        lambda f: [f[0][0], *f[1:]],
+        lambda f: [f[0][:, :0], *f[1:]],
+        lambda f: [*f, f[0]],
+    ],
+    ids=["a layer is missing", "order", "no batch", "no tokens", "a layer too many"],
+)
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_features_that_do_not_fit(call: str, wrong: Callable[..., Any], pooling: str) -> None:
+    discriminator = build(pooling)
+    with pytest.raises(ValueError, match=r"3 tensors \(B, N, C\) with N >= 1 and widths \[8, 6, 8\]; got"):
+        getattr(discriminator, call)(wrong(features()))

@@ -1,0 +1,84 @@
+"""attention_pool's first and second derivatives, and its way through torch.compile."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hd_awd import attention_pool
+
+MASK = torch.tensor([[True, False, True, True], [False] * 4])  # the second sample has no token at all
+
+
+def inputs(count: int = 4, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """tokens (2, N, C), queries (2, C), bias (2, 1, N) in float64, all wanting gradients."""
+    shapes = ((2, count, width), (2, width), (2, 1, count))
+    tokens, queries, bias = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    return tokens, queries, bias
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_derivatives_against_finite_differences(mask: Tensor | None, order: int) -> None:
+    def pool(tokens: Tensor, queries: Tensor, bias: Tensor) -> Any:
+        return attention_pool(tokens, queries, bias, mask, 1e-2, return_weights=True)
+
+    check = torch.autograd.gradcheck if order == 1 else torch.autograd.gradgradcheck
+    assert check(pool, inputs())
+
+
+def test_gradients_equal_the_definitions(naive: Any) -> None:
+    arguments = inputs(7, 5)
+    grads = []
+    for pool in (attention_pool, lambda *a: naive(*a)[0]):
+        loss = pool(*arguments).mul(torch.arange(5.0, dtype=torch.float64)).square().sum()
+        grads.append(torch.autograd.grad(loss, arguments))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+def test_fully_masked_samples_have_zero_gradients_and_no_nan_on_the_way() -> None:
+    tokens, queries, bias = inputs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anomaly mode says that it is slow
+        # Looks at every intermediate gradient: a NaN that a later operation hides is still found.
+        with torch.autograd.detect_anomaly(check_nan=True):
+            attention_pool(tokens, queries, bias, MASK).square().sum().backward()
+    assert torch.all(tokens.grad[1] == 0)
+    assert torch.all(tokens.grad[0, 1] == 0)
+    assert torch.all(bias.grad[1] == 0)
+    assert tokens.grad[0, 0].abs().sum() > 0
+    assert queries.grad.isfinite().all()
+    assert queries.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_come_back_in_the_tokens_dtype(dtype: torch.dtype) -> None:
+    tokens = torch.randn(2, 9, 16).to(dtype).requires_grad_()
+    queries = torch.randn(3, 16, requires_grad=True)
+    attention_pool(tokens, queries).float().square().sum().backward()
+    assert (tokens.grad.dtype, queries.grad.dtype) == (dtype, torch.float32)
+    wide = tokens.detach().double().requires_grad_()
+    attention_pool(wide, queries.detach().double()).square().sum().backward()
+    torch.testing.assert_close(tokens.grad.double(), wide.grad, atol=2e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiles_to_one_graph(backend: str, masked: bool) -> None:
+    def pool(tokens: Tensor, queries: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        return attention_pool(tokens, queries, bias, mask)
+
+    torch.compiler.reset()
+    compiled = torch.compile(pool, backend=backend, fullgraph=True)
+    arguments = (*inputs(), MASK if masked else None)
+    found, expected = compiled(*arguments), pool(*arguments)
+    torch.testing.assert_close(found, expected, atol=1e-13, rtol=1e-13)
+    one = torch.autograd.grad(found.square().sum(), arguments[:3])
+    other = torch.autograd.grad(expected.square().sum(), arguments[:3])
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)

@@ -1,0 +1,155 @@
+"""Samplers on the Gaussian's closed forms: measured orders, exact jumps, the calls they make, errors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import kstest, linregress
+from torch import Tensor, nn
+
+from hd_zoo import create_model, sample_jumps, sample_ode, seeded_noise, uniform_times
+
+
+def exact(gaussian: Any, noise: Tensor) -> Tensor:
+    """The trajectory's end at t = 0."""
+    one = torch.ones((), dtype=noise.dtype)
+    return gaussian.position(noise, one, 0 * one)
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
+def test_convergence_order(gaussian: Any, method: str, order: int) -> None:
+    noise = torch.randn(64, 3, dtype=torch.float64)
+    steps = [32, 64, 128, 256, 512]
+    errors = [
+        (sample_ode(gaussian.teacher, noise, n, method) - exact(gaussian, noise)).square().mean().sqrt() for n in steps
+    ]
+    fit = linregress(torch.tensor(steps).log2().numpy(), torch.stack(errors).log2().numpy())
+    assert -fit.slope == pytest.approx(order, abs=0.08)
+    assert errors[-1] < (2e-3 if order == 1 else 2e-5)
+
+
+def test_a_constant_velocity_is_integrated_exactly_by_one_step() -> None:
+    noise = torch.randn(4, 2, dtype=torch.float64)
+    for method in ("euler", "heun"):
+        assert torch.equal(sample_ode(lambda x, t: torch.ones_like(x), noise, 1, method), noise - 1)
+
+
+@pytest.mark.parametrize("times", [(1.0, 0.0), (1.0, 0.5, 0.0), (1, 0.93, 0.4, 0.05, 0), uniform_times(7)])
+def test_exact_jumps_land_exactly(gaussian: Any, times: tuple[float, ...]) -> None:
+    noise = torch.randn(16, 3, dtype=torch.float64)
+    found = sample_jumps(gaussian.student, noise, times)
+    torch.testing.assert_close(found, exact(gaussian, noise), atol=1e-13, rtol=1e-12)
+
+
+def test_one_jump_with_the_teacher_alone_does_not_land(gaussian: Any) -> None:
+    noise = torch.randn(16, 3, dtype=torch.float64)
+    assert (sample_jumps(gaussian.teacher, noise) - exact(gaussian, noise)).abs().max() > 0.1
+
+
+def test_jumps_through_a_teacher_are_euler_steps(gaussian: Any) -> None:
+    noise = torch.randn(16, 3, dtype=torch.float64)
+    jumps = sample_jumps(gaussian.teacher, noise, uniform_times(5))
+    torch.testing.assert_close(jumps, sample_ode(gaussian.teacher, noise, 5), atol=1e-13, rtol=1e-13)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 49, 250])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_calls_times_and_conditions(gaussian: Any, recorder: Any, steps: int, dtype: torch.dtype) -> None:
+    noise, labels = torch.randn(2, 3).to(dtype), torch.tensor([4, 5])
+    grid = [1 - i / steps for i in range(steps + 1)]
+    visited = {"euler": grid[:-1], "heun": [t for i in range(steps) for t in (grid[i], grid[i + 1])]}
+    for method, expected in visited.items():
+        field = recorder(gaussian.teacher)
+        out = sample_ode(field, noise, steps, method, labels=labels)
+        assert len(field.calls) == len(expected)
+        for call, t in zip(field.calls, expected, strict=True):
+            # Times stay apart although the samples are in half precision.
+            torch.testing.assert_close(call["t"], torch.full((2,), t), atol=1e-7, rtol=0)
+            assert call["x"].dtype == dtype
+            assert call["r"] is None
+            assert call["cond"]["labels"] is labels
+            assert not call["grad"]
+        assert (out.shape, out.dtype) == (noise.shape, dtype)
+    assert field.calls[-1]["t"].tolist() == [0.0, 0.0]  # exactly
+
+
+def test_jumps_pass_both_times_and_the_conditions(gaussian: Any, recorder: Any) -> None:
+    noise, labels, field = torch.randn(2, 3), torch.tensor([4, 5]), recorder(gaussian.student)
+    sample_jumps(field, noise, (1.0, 0.6, 0.25, 0.0), labels=labels)
+    seen = [(call["t"].tolist(), call["r"].tolist()) for call in field.calls]
+    for (t, r), (expected_t, expected_r) in zip(seen, [(1, 0.6), (0.6, 0.25), (0.25, 0)], strict=True):
+        assert t == pytest.approx([expected_t] * 2)
+        assert r == pytest.approx([expected_r] * 2)
+    assert seen[-1][1] == [0.0, 0.0]
+    assert all(call["cond"]["labels"] is labels and not call["grad"] for call in field.calls)
+
+
+def test_half_precision_samples_keep_their_small_steps() -> None:
+    """250 steps of size 1/250 from 4: in bfloat16 each alone would round away and leave the noise."""
+    noise = torch.full((2, 3), 4.0).bfloat16()
+    out = sample_ode(lambda x, t: torch.ones_like(x), noise, 250)
+    assert out.dtype == torch.bfloat16
+    assert torch.all(out == 3)
+    assert torch.all(sample_jumps(lambda x, t, r: torch.ones_like(x), noise, uniform_times(250)) == 3)
+
+
+@pytest.mark.parametrize("sample", [lambda f, n: sample_ode(f, n, 2, "heun"), sample_jumps], ids=["ode", "jumps"])
+def test_no_graph_and_the_noise_is_left_alone(
+    sample: Callable[..., Tensor], randomised: Callable[..., nn.Module]
+) -> None:
+    network = randomised(create_model("mlp_2d", interval="added", width=8))
+    noise = torch.randn(5, 2, requires_grad=True)
+    before = noise.detach().clone()
+    out = sample(network, noise)
+    assert not out.requires_grad
+    assert torch.equal(noise.detach(), before)
+    assert not torch.equal(out, before)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, n: sample_ode(f, n, 0), "steps must be >= 1; got 0"),
+        (lambda f, n: sample_ode(f, n, 4, "rk4"), "method must be one of euler, heun; got 'rk4'"),
+        (lambda f, n: sample_jumps(f, n, (1.0,)), "times must run from 1 to 0"),
+        (lambda f, n: sample_jumps(f, n, (0.9, 0.0)), r"times must run from 1 to 0; got \(0.9, 0.0\)"),
+        (lambda f, n: sample_jumps(f, n, (1.0, 0.1)), "times must run from 1 to 0"),
+        (lambda f, n: sample_jumps(f, n, (1.0, 0.5, 0.5, 0.0)), "times must decrease strictly"),
+        (lambda f, n: sample_jumps(f, n, (1.0, 0.2, 0.5, 0.0)), "times must decrease strictly"),
+        (lambda f, n: uniform_times(0), "steps must be >= 1"),
+    ],
+)
+def test_errors(call: Callable[..., Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(lambda x, t, r=None: x, torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 49])
+def test_uniform_times(steps: int) -> None:
+    times = uniform_times(steps)
+    assert len(times) == steps + 1
+    assert (times[0], times[-1]) == (1.0, 0.0)
+    assert all(a - b == pytest.approx(1 / steps) for a, b in itertools.pairwise(times))
+
+
+def test_seeded_noise_is_a_function_of_each_seed_alone() -> None:
+    together = seeded_noise((1, 8, 8), range(10))
+    assert together.shape == (10, 1, 8, 8)
+    assert together.dtype == torch.float32
+    for seed in range(10):
+        assert torch.equal(seeded_noise((1, 8, 8), [seed])[0], together[seed])
+    assert torch.equal(seeded_noise((1, 8, 8), [7, 3, 7]), together[[7, 3, 7]])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_seeded_noise_is_standard_normal_and_draws_nothing_from_the_global_generator() -> None:
+    state = torch.get_rng_state()
+    noise = seeded_noise((4,), range(2000))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
+    assert (torch.corrcoef(noise.T) - torch.eye(4)).abs().max() < 0.1
+    assert torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[0, 1].abs() < 0.1
