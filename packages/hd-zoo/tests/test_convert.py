@@ -56,10 +56,10 @@ def test_reversed_time_of_a_velocity(gaussian: Any, points: tuple[Tensor, Tensor
 
 
 def test_reversed_time_of_a_mean_velocity(gaussian: Any, points: tuple[Tensor, Tensor, Tensor]) -> None:
-    """The other field averages over its [low, high]; the state it is given stands at low, where noise is."""
+    """The other field averages over its [low, high]; the state stands at low, where noise is, and comes first."""
     x, t, r = points
 
-    def other(y: Tensor, high: Tensor, low: Tensor) -> Tensor:
+    def other(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
         assert torch.all((low >= 0) & (low <= high) & (high <= 1))
         low, high = (s[:, None, None] for s in (low, high))
         end = gaussian.position(y, 1 - low, 1 - high)  # our clock reads 1 - s

@@ -15,9 +15,8 @@ from hd_zoo.field import Field, expand_times
 class ReversedTime(nn.Module):
     """v(x, t) = -field(x, 1 - t): for SiT and LightningDiT checkpoints, whose t = 0 is noise.
 
-    A mean velocity over [r, t] becomes the other field's over [1 - t, 1 - r]: it is called with the later
-    end 1 - r as its t and the earlier end 1 - t as its r, and the state it is given stands at the EARLIER
-    one, where noise is.
+    A mean velocity over [r, t] becomes the other field's from 1 - t to 1 - r: as here, the state's own time
+    comes first and the time to jump to second, ``field(x, 1 - t, 1 - r)``.
     """
 
     def __init__(self, field: Field) -> None:
@@ -27,7 +26,7 @@ class ReversedTime(nn.Module):
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, **cond: Any) -> Tensor:
         if r is None:
             return -self.field(x, 1 - t, **cond)
-        return -self.field(x, 1 - r, 1 - t, **cond)
+        return -self.field(x, 1 - t, 1 - r, **cond)
 
 
 class DataPrediction(nn.Module):
