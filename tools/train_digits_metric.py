@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hd_trainer.data import batch_at, load_digits
-from hd_trainer.metrics.network import DigitsClassifier, extract
 from safetensors.torch import save
 from torch import Tensor
+
+from hd_trainer.data import batch_at, load_digits
+from hd_trainer.metrics.network import DigitsClassifier, extract
 
 WEIGHTS = Path(__file__).parents[1] / "packages/hd-trainer/src/hd_trainer/weights"
 STEPS, BATCH, SEED = 3_000, 128, 0

@@ -59,9 +59,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def load_newest(
-    folder: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]
-) -> dict[str, Any] | None:
+def load_newest(folder: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> dict[str, Any] | None:
     """Restore modules and optimisers from the newest complete checkpoint; its facts, or None where there is none.
 
     Raises:
@@ -75,7 +73,9 @@ def load_newest(
     try:
         tensors = load_file(path / TENSORS)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}); remove that folder to go on from the one before") from error
+        raise UserError(
+            f"checkpoint {path} is damaged ({error}); remove that folder to go on from the one before"
+        ) from error
     expected = {f"module.{n}.{k}": v.shape for n, m in modules.items() for k, v in m.state_dict().items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("module.")}
     if shapes != expected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             commands[arguments[0]](arguments[1:])
     except UserError as error:
         return _fail(error, 2)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, e.g. `| head`; the interpreter's last flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         return _fail(f"{error}; check that the folder can be written and that the disk is not full", 2)
     except Stopped as stopped:
@@ -174,7 +179,8 @@ def _settings_from(command: str, arguments: list[str]) -> tuple[Settings, Path, 
 
     if not arguments or arguments[0].startswith("-"):
         known = ", ".join(RECIPES)
-        raise UserError(f"hdistill {command} needs a recipe first; known: {known} (e.g. hdistill {command} {known.split(',')[0]})")
+        example = f"hdistill {command} {next(iter(RECIPES))}"
+        raise UserError(f"hdistill {command} needs a recipe first; known: {known} (e.g. {example})")
     recipe, rest = arguments[0], arguments[1:]
     smoke = "--smoke" in rest
     kind = _TrainOptions if command.startswith("train") else _RunOptions
@@ -223,12 +229,14 @@ def _parse(kind: type[T], arguments: list[str], program: str, default: T | None 
 
 def _unframed(text: str) -> str:
     """The message inside tyro's box, as one line; of suggested flags their names alone."""
-    sections: list[list[str]] = [[]]
-    for line in (line.strip(" │╭╮╰╯") for line in text.splitlines() if not line.startswith("╭")):
-        if line.strip("─"):
-            sections[-1].append(line)
+    boxed = "╭" in text  # else stdout is not UTF-8: rules are hyphens, and the title is a section of its own
+    parts: list[list[str]] = [[]]
+    for line in (line.strip(" │╰╯") for line in text.splitlines() if not line.startswith("╭")):
+        if line.strip("─-"):
+            parts[-1].append(line)
         else:
-            sections.append([])
+            parts.append([])
+    sections = [part for part in parts if part][0 if boxed else 1 :]
     message = " ".join(sections[0]).replace("Error parsing settings.", "")
     flags = [line.split()[0] for section in sections[1:] for line in section if line.startswith("--")]
     suggested = any(line.startswith("Perhaps you meant") for section in sections[1:] for line in section)

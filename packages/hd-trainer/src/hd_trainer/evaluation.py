@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hd_zoo
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import hd_zoo
 from hd_trainer.data import ImageData
 from hd_trainer.errors import UserError
 from hd_trainer.files import write_json

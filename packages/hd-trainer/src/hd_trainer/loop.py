@@ -101,7 +101,9 @@ def train(task: Task, folder: Path, settings: LoopSettings) -> None:
                 save_checkpoint(folder, done, task.modules, task.optimizers, facts)
                 _save_samples(task, folder, done)
             if stop_requested() and done < task.steps:
-                raise Stopped(f"{task.name} stopped after step {done} of {task.steps}; the same command goes on from there")
+                raise Stopped(
+                    f"{task.name} stopped after step {done} of {task.steps}; the same command goes on from there"
+                )
     task.save(folder)
     write_json(folder / DONE, {"steps": task.steps, "seconds": round(before + time.perf_counter() - began, 2)})
     if stop_requested():

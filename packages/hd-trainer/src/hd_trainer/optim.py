@@ -40,9 +40,7 @@ class OptimizerSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must lie in [0, 1); got {self.betas}")
         if not 0 <= self.weight_decay < math.inf or self.warmup < 0:
-            raise UserError(
-                f"weight_decay and warmup must be >= 0; got {self.weight_decay} and {self.warmup}"
-            )
+            raise UserError(f"weight_decay and warmup must be >= 0; got {self.weight_decay} and {self.warmup}")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step ``step`` (from 0) in a stage of ``steps``."""
@@ -67,7 +65,7 @@ class Optimizer:
         )
 
     def update(self, loss: Tensor, step: int, steps: int) -> Tensor:
-        """Step ``step`` of ``steps`` along the loss's gradient in these parameters alone; returns its norm, unclipped."""
+        """Step ``step`` of ``steps`` along the loss's gradient in these parameters alone; its norm before clipping."""
         for group in self.adamw.param_groups:
             group["lr"] = self.settings.rate(step, steps)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)

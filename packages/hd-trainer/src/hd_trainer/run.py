@@ -1,4 +1,4 @@
-"""The whole way: data -> teacher -> trajectory -> distribution -> evaluation -> report. Each part reads the one before from disk."""
+"""The whole way: data, teacher, trajectory, distribution, evaluation, report. Each part reads the one before from disk."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hd_zoo
 import torch
 from torch import nn
 
 from hd_trainer import evaluation, loop
-from hd_trainer.data import load_data
-from hd_trainer.device import choose_device
+from hd_trainer.context import fresh_network, make_context
 from hd_trainer.errors import UserError
 from hd_trainer.files import make_folder, read_json, write_json
 from hd_trainer.report import write_report
@@ -64,7 +62,8 @@ def claim(settings: Settings, out: Path) -> None:
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise UserError(
-                f"{out} holds a run with other settings ({'; '.join(found[:3])}{more}); choose another --out or remove it"
+                f"{out} holds a run with other settings ({'; '.join(found[:3])}{more}); "
+                "choose another --out or remove it"
             )
     write_json(path, ours)
 
@@ -115,7 +114,9 @@ def evaluate(settings: Settings, out: Path) -> list[evaluation.Row]:
     networks = read_stages(out, context)
     make_folder(out)
     rows = evaluation.evaluate(settings.evaluation, context.data, networks, context.device, settings.seed)
-    seconds = {stage: read_json(out / stage / loop.DONE)["seconds"] for stage in networks if (out / stage / loop.DONE).exists()}
+    seconds = {
+        stage: read_json(out / stage / loop.DONE)["seconds"] for stage in networks if (out / stage / loop.DONE).exists()
+    }
     facts: dict[str, Any] = {
         "recipe": settings.recipe,
         "seed": settings.seed,
@@ -138,38 +139,14 @@ def read_stages(out: Path, context: Context) -> dict[str, nn.Module]:
     Raises:
         UserError: if there is none.
     """
-    found = {stage: load_network(out / stage, context.data, context.device) for stage in STAGES if (out / stage / "config.json").exists()}
+    found = {
+        stage: load_network(out / stage, context.data, context.device)
+        for stage in STAGES
+        if (out / stage / "config.json").exists()
+    }
     if not found:
         raise UserError(f"no trained stage in {out}; make one with: hdistill run digits --out {out}")
     return found
-
-
-def make_context(settings: Settings) -> Context:
-    """Data, device and seed of a run."""
-    return Context(
-        data=load_data(settings.data),
-        device=choose_device(settings.device),
-        precision=settings.precision,
-        seed=settings.seed,
-    )
-
-
-def fresh_network(settings: Settings, context: Context) -> nn.Module:
-    """The teacher's network with weights that are a function of the seed; the global generator is left alone."""
-    channels, _, size = context.data.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        try:
-            network = hd_zoo.create_model(
-                settings.model.name,
-                image_size=size,
-                channels=channels,
-                classes=len(context.data.classes),
-                **settings.model.overrides(),
-            )
-        except ValueError as error:
-            raise UserError(f"model: {error}") from error
-    return network.to(context.device)
 
 
 def _reader(folder: Path, context: Context) -> Callable[[], nn.Module]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hd_zoo
 import torch
 
+import hd_zoo
 from hd_trainer.device import choose_device
 from hd_trainer.errors import UserError, check_seed
 from hd_trainer.files import make_folder

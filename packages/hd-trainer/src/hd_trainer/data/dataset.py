@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from hd_trainer.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +31,6 @@ class ImageData:
     def shape(self) -> tuple[int, ...]:
         """Shape of one image, (channels, height, width)."""
         return tuple(self.train.shape[1:])
-
-
-def load_data(name: str) -> ImageData:
-    """A data set by name.
-
-    Raises:
-        UserError: for an unknown name.
-    """
-    from hd_trainer.data.digits import load_digits
-
-    loaders: dict[str, Callable[[], ImageData]] = {"digits": load_digits}
-    if name not in loaders:
-        raise UserError(f"unknown data set {name!r}; known: {', '.join(sorted(loaders))}")
-    return loaders[name]()
 
 
 def batch_at(step: int, batch: int, count: int, seed: int) -> Tensor:

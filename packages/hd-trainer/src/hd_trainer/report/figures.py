@@ -15,7 +15,7 @@ from hd_trainer.files import read_records
 from hd_trainer.images import tile
 
 matplotlib.use("Agg")
-from matplotlib.figure import Figure  # noqa: E402 - the backend is chosen first
+from matplotlib.figure import Figure
 
 INK, ACCENTS = "#1f2933", ("#0b6e99", "#d9822b", "#5c8d3e", "#8e4b9e")
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hd_zoo
 import jinja2
 import torch
-from hd_awd import FeatureTap
 from torch import Tensor, nn
 
 import hd_trainer
+import hd_zoo
+from hd_awd import FeatureTap
+from hd_trainer.context import make_context
 from hd_trainer.data import ImageData
 from hd_trainer.errors import UserError
 from hd_trainer.evaluation import RESULTS, sampler
 from hd_trainer.files import read_json, write_atomically
 from hd_trainer.report import figures
 from hd_trainer.settings import Settings, to_json
-from hd_trainer.stages.critic import load_discriminator
 from hd_trainer.stages.common import Context, load_network
+from hd_trainer.stages.critic import load_discriminator
 
 REPORT = "report.html"
 ROWS_OF_SAMPLES = 8
@@ -33,8 +34,6 @@ def write_report(settings: Settings, out: Path) -> Path:
     Raises:
         UserError: if the run is not finished and evaluated.
     """
-    from hd_trainer.run import make_context
-
     if not (out / RESULTS).exists():
         raise UserError(f"{out} is not evaluated yet; run: hdistill evaluate {out}")
     results = read_json(out / RESULTS)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hd_zoo
 import torch
 from torch import Tensor, nn
 
+import hd_zoo
 from hd_trainer.data import ImageData, batch_at
 from hd_trainer.device import Precision, autocast
 from hd_trainer.errors import UserError
@@ -29,7 +29,7 @@ class Context:
     seed: int
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """A fresh autocast context: leaving it drops its cache of casts, so use one for each forward pass that trains."""
+        """A fresh autocast context. Leaving it drops its cache of casts: use one for each forward pass that trains."""
         return autocast(self.device, self.precision)
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:

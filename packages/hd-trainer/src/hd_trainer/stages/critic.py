@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from hd_awd import Discriminator, FeatureTap
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hd_awd import Discriminator, FeatureTap
 from hd_trainer.errors import UserError, check_choice
 from hd_trainer.files import read_json, write_atomically, write_json
 from hd_trainer.optim import OptimizerSettings
@@ -57,9 +57,7 @@ class AdversarySettings:
     def __post_init__(self) -> None:
         check_choice("pooling", self.pooling, Pooling)
         check_choice("loss", self.loss, AdversarialLoss)
-        check_positive(
-            queries=self.queries, head_width=self.head_width, hidden=self.hidden, r1_std=self.r1_std
-        )
+        check_positive(queries=self.queries, head_width=self.head_width, hidden=self.hidden, r1_std=self.r1_std)
         if not (0 <= self.weight < math.inf and 0 <= self.r1_weight < math.inf):
             raise UserError(f"weight and r1_weight must be >= 0 and finite; got {self.weight} and {self.r1_weight}")
         if not self.layers:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import hd_zoo
 import torch
-from hd_awd import approximate_r1, discriminator_loss, generator_loss
-from hd_dmd import DistributionMatchingLoss, UniformLevels, fake_score_loss, noised
 from torch import Tensor, nn
 
+import hd_zoo
+from hd_awd import approximate_r1, discriminator_loss, generator_loss
+from hd_dmd import DistributionMatchingLoss, UniformLevels, fake_score_loss, noised
 from hd_trainer.errors import UserError
 from hd_trainer.loop import Task, step_generator
 from hd_trainer.optim import Optimizer, OptimizerSettings, moving_average, update_average
 from hd_trainer.stages.common import Context, check_guidance, check_positive, check_shares, guided, save_network
-from hd_trainer.stages.critic import AdversarySettings, check_layers, check_levels, save_discriminator, seeded_discriminator
+from hd_trainer.stages.critic import (
+    AdversarySettings,
+    check_layers,
+    check_levels,
+    save_discriminator,
+    seeded_discriminator,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +36,7 @@ class DistributionSettings:
     """images an iteration"""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(lr=3e-4))
     """of the student"""
-    fake_optimizer: OptimizerSettings = field(
-        default_factory=lambda: OptimizerSettings(lr=5e-4, schedule="constant")
-    )
+    fake_optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(lr=5e-4, schedule="constant"))
     """of the fake score"""
     ema: float = 0.98
     """decay, per student update, of the moving average that becomes the one-step generator"""

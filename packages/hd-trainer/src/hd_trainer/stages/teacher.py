@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hd_zoo
 import torch
-from hd_meanflow import LogitNormalTimes, MeanFlowLoss
 from torch import Tensor, nn
 
+import hd_zoo
+from hd_meanflow import LogitNormalTimes, MeanFlowLoss
 from hd_trainer.loop import Task, step_generator
 from hd_trainer.optim import Optimizer, OptimizerSettings, moving_average, update_average
 from hd_trainer.stages.common import Context, check_positive, check_shares, save_network

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-import hd_zoo
-from hd_meanflow import LogitNormalTimes, MeanFlowLoss
 from torch import Tensor, nn
 
+import hd_zoo
+from hd_meanflow import LogitNormalTimes, MeanFlowLoss
 from hd_trainer.errors import UserError, check_choice
 from hd_trainer.loop import Task, step_generator
 from hd_trainer.optim import Optimizer, OptimizerSettings, moving_average, update_average
