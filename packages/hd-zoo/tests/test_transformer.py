@@ -134,6 +134,7 @@ def test_compiles_to_one_graph(interval: str | None, randomised: Callable[..., n
         ({"mlp_ratio": -1.0}, "mlp_ratio must be >= 1"),
         ({"time_scale": 0.0}, "time_scale must be > 0 and finite; got 0.0"),
         ({"time_scale": float("inf")}, "time_scale must be > 0 and finite"),
+        ({"activation": "relu"}, "activation must be one of gelu_tanh, silu; got 'relu'"),
     ],
 )
 def test_impossible_sizes(changes: dict[str, Any], message: str) -> None:

@@ -20,7 +20,9 @@ def build(**changes: Any) -> DiffusionTransformer:
     return DiffusionTransformer(**{**SIZES, "classes": 5, **changes})
 
 
-def plain_forward(state: dict[str, Tensor], x: Tensor, t: Tensor, gap: Tensor | None, labels: Tensor) -> Tensor:
+def plain_forward(
+    state: dict[str, Tensor], x: Tensor, t: Tensor, gap: Tensor | None, labels: Tensor, activation: str
+) -> Tensor:
     """The network written out over its state dict with loops, index arithmetic and an explicit softmax."""
 
     def linear(name: str, h: Tensor) -> Tensor:
@@ -64,7 +66,8 @@ def plain_forward(state: dict[str, Tensor], x: Tensor, t: Tensor, gap: Tensor | 
             share = scores.exp() / scores.exp().sum(-1, keepdim=True)
             out.append(share @ v[..., cut])
         h = h + parts[2] * linear(f"blocks.{b}.attn.proj", torch.cat(out, dim=-1))
-        inner = gelu(linear(f"blocks.{b}.mlp.0", norm(h) * (1 + parts[4]) + parts[3]))
+        curve = {"gelu_tanh": gelu, "silu": silu}[activation]
+        inner = curve(linear(f"blocks.{b}.mlp.0", norm(h) * (1 + parts[4]) + parts[3]))
         h = h + parts[5] * linear(f"blocks.{b}.mlp.2", inner)
     shift, scale = linear("head.modulation.1", silu(condition))[:, None].chunk(2, dim=-1)
     tokens = linear("head.linear", norm(h) * (1 + scale) + shift)
@@ -76,15 +79,16 @@ def plain_forward(state: dict[str, Tensor], x: Tensor, t: Tensor, gap: Tensor | 
     return image
 
 
+@pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
 @pytest.mark.parametrize("interval", [None, "added"])
 def test_equals_an_independent_forward_pass(
-    interval: str | None, randomised: Callable[..., nn.Module], batch: Any
+    interval: str | None, activation: str, randomised: Callable[..., nn.Module], batch: Any
 ) -> None:
-    network = randomised(build(interval=interval).double(), std=0.2)
+    network = randomised(build(interval=interval, activation=activation).double(), std=0.2)
     x, t, r, labels = batch(network, dtype=torch.float64)
     for second in (None, r):
         gap = None if interval is None else torch.zeros_like(t) if second is None else t - second
-        expected = plain_forward(network.state_dict(), x, t, gap, labels)
+        expected = plain_forward(network.state_dict(), x, t, gap, labels, activation)
         found = network(x, t, second, labels=labels)
         assert found.std() > 0.1
         torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-10)

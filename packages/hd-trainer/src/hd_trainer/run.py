@@ -1,4 +1,4 @@
-"""The whole way: data, teacher, trajectory, distribution, evaluation, report. Each part reads the one before from disk."""
+"""The whole way, data to report. Each part reads the one before from disk: nothing is passed on in memory."""
 
 from __future__ import annotations
 

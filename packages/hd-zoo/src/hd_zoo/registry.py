@@ -16,8 +16,8 @@ from hd_zoo.transformer import DiffusionTransformer
 #: What a ``config.json`` may name. Nothing else is ever constructed from a file.
 ARCHITECTURES: dict[str, type[nn.Module]] = {"transformer": DiffusionTransformer, "mlp": MLPField}
 
-_IMAGE_8 = {"image_size": 8, "channels": 1}
-_IMAGE_28 = {"image_size": 28, "channels": 1}
+_IMAGE_8 = {"image_size": 8, "channels": 1, "activation": "silu"}
+_IMAGE_28 = {"image_size": 28, "channels": 1, "activation": "silu"}
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp_2d": ("mlp", {"features": 2, "width": 128, "depth": 3}),
     "dit_nano_2": ("transformer", {**_IMAGE_8, "patch": 2, "width": 64, "depth": 4, "heads": 4}),

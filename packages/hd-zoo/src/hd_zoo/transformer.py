@@ -6,6 +6,7 @@ Shape letters: B batch, N tokens, C width, H heads, D = C / H head width, P patc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -88,16 +89,20 @@ def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift[:, None], h, 1 + scale[:, None])
 
 
+#: What stands between the two layers of a block's MLP. DiT and SiT take the tanh form of GELU.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu_tanh": lambda: nn.GELU(approximate="tanh"), "silu": nn.SiLU}
+
+
 class Block(nn.Module):
     """Attention and MLP, each behind a norm modulated by the condition and gated by it (adaLN-zero)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, activation: str) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation](), nn.Linear(hidden, width))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
@@ -132,6 +137,7 @@ class DiffusionTransformer(nn.Module):
         interval: None for a network of t alone (a teacher; it ignores r). "added" adds an embedding of
             (t - r) whose last layer starts at zero, so that the network is the teacher exactly until it is
             trained [ours].
+        activation: "gelu_tanh" (DiT, SiT) or "silu", which costs a third of it on a CPU.
         time_scale: factor on t and (t - r) before the sinusoids. It multiplies du/dt; SiT uses 1, DiT 1000.
         frequencies: number of sinusoids in the time embeddings.
 
@@ -151,6 +157,7 @@ class DiffusionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         classes: int = 0,
         interval: str | None = None,
+        activation: str = "gelu_tanh",
         time_scale: float = 1.0,
         frequencies: int = 256,
     ) -> None:
@@ -165,6 +172,8 @@ class DiffusionTransformer(nn.Module):
             raise ValueError(f"width * mlp_ratio must be >= 1 and finite; got {width} * {mlp_ratio}")
         if interval not in (None, "added"):
             raise ValueError(f'interval must be None or "added"; got {interval!r}')
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
         check_embedding(frequencies, time_scale)
         self.image_size, self.channels, self.patch, self.classes = image_size, channels, patch, classes
         self.interval = interval
@@ -175,7 +184,7 @@ class DiffusionTransformer(nn.Module):
             TimeEmbedding(width, frequencies, time_scale, zero_init=True) if interval == "added" else None
         )
         self.label_embed = nn.Embedding(classes + 1, width) if classes else None
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, activation) for _ in range(depth))
         self.head = Head(width, channels * patch * patch)
         self.register_buffer("positions", grid_embedding(width, self.grid, self.grid))
         self._initialise()

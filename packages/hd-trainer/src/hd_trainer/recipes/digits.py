@@ -20,16 +20,17 @@ def digits() -> Settings:
         # At this width bf16 buys nothing: the time goes into small operations, not into matrix products.
         precision="fp32",
         model=ModelSettings(name="dit_nano_2"),
-        teacher=TeacherSettings(steps=1_000, optimizer=OptimizerSettings(lr=5e-3)),
+        teacher=TeacherSettings(steps=1_600, batch=64, optimizer=OptimizerSettings(lr=5e-3)),
         trajectory=TrajectorySettings(
             steps=600,
+            batch=64,
             # One-step sampling alone is asked of the student, so half of its intervals are (0, 1).
             interval_share=0.5,
             endpoint_share=0.5,
             optimizer=OptimizerSettings(lr=2e-3),
         ),
         distribution=DistributionSettings(
-            steps=1_400,
+            steps=1_000,
             batch=64,
             student_every=3,
             optimizer=OptimizerSettings(lr=1e-3, warmup=20),

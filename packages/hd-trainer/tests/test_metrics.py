@@ -1,0 +1,192 @@
+"""Distances against closed forms, brute force and scipy; the metric network as it is shipped."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hd_trainer.images import quantise
+from hd_trainer.metrics import network as metric
+from hd_trainer.metrics.distances import frechet_distance, kernel_distance, precision_recall
+from hd_trainer.metrics.network import extract, load_metric_network
+
+
+def normal(count: int, width: int, seed: int) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mixed(count: int, width: int, seed: int) -> Tensor:
+    """Correlated features with a mean of their own."""
+    return normal(count, width, seed) @ normal(width, width, seed + 1) + normal(1, width, seed + 2)
+
+
+@pytest.mark.parametrize(("n", "m", "width"), [(50, 70, 5), (200, 90, 12), (20, 30, 40)])
+def test_frechet_distance_is_scipys(n: int, m: int, width: int) -> None:
+    a, b = mixed(n, width, 0), mixed(m, width, 10)
+    root = scipy.linalg.sqrtm(np.cov(a.numpy(), rowvar=False) @ np.cov(b.numpy(), rowvar=False)).real
+    mean = a.mean(0) - b.mean(0)
+    expected = float(mean @ mean) + np.trace(np.cov(a.numpy().T) + np.cov(b.numpy().T) - 2 * root)
+    # With fewer samples than features scipy's root of a singular product is good to 1e-4 at best.
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8 if width < n else 1e-3)
+
+
+def test_frechet_distance_of_moved_and_stretched_data() -> None:
+    a = normal(400, 6, 0)
+    shift = torch.arange(6.0)
+    assert frechet_distance(a, a + shift) == pytest.approx(55.0, abs=1e-8)  # 0 + 1 + 4 + 9 + 16 + 25
+    # Same axes: tr(C + s^2 C - 2 s C) = (s - 1)^2 tr C.
+    centred = a - a.mean(0)
+    assert frechet_distance(centred, 3 * centred) == pytest.approx(4 * float(a.T.cov().trace()), rel=1e-9)
+
+
+def test_frechet_distance_tends_to_the_gaussian_closed_form() -> None:
+    a, b = normal(100_000, 2, 0), 0.5 * normal(100_000, 2, 1) + 1
+    assert frechet_distance(a, b) == pytest.approx(2 * 1 + 2 * (1 - 0.5) ** 2, rel=0.02)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero_and_it_is_symmetric() -> None:
+    a, b = mixed(80, 10, 0), mixed(80, 10, 5)
+    assert abs(frechet_distance(a, a[torch.randperm(80)])) < 1e-7
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    constant = torch.ones(20, 10)
+    assert abs(frechet_distance(constant, constant)) < 1e-12
+
+
+def brute_kernel_distance(a: Tensor, b: Tensor) -> float:
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return (float(x @ y) / len(x) + 1) ** 3
+
+    n, m = len(a), len(b)
+    within_a = sum(kernel(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    within_b = sum(kernel(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    between = sum(kernel(x, y) for x in a for y in b) / (n * m)
+    return within_a + within_b - 2 * between
+
+
+def test_kernel_distance_is_the_double_loop() -> None:
+    a, b = mixed(13, 4, 0), mixed(9, 4, 7)
+    assert kernel_distance(a, b) == pytest.approx(brute_kernel_distance(a, b), rel=1e-10)
+
+
+def test_kernel_distance_is_unbiased() -> None:
+    pool = mixed(4_000, 4, 0)
+    pool = pool / pool.std()
+    values = torch.tensor([kernel_distance(*part.split(20)) for part in pool.split(40)])
+    standard_error = values.std() / math.sqrt(len(values))
+    assert abs(values.mean()) < 3 * standard_error  # keeping the diagonals would add about 2 k(x, x) / 20
+    assert values.min() < 0 < values.max()
+    assert kernel_distance(pool[:200], pool[200:400] + 1) > 3 * values.std()
+
+
+def brute_precision_recall(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
+    def covered(points: np.ndarray, centres: np.ndarray) -> float:
+        radii = []
+        for i, centre in enumerate(centres):
+            others = sorted(np.linalg.norm(centre - o) for j, o in enumerate(centres) if j != i)
+            radii.append(others[k - 1])
+        inside = [any(np.linalg.norm(p - c) <= r + 1e-12 for c, r in zip(centres, radii, strict=True)) for p in points]
+        return sum(inside) / len(points)
+
+    return covered(fake, real), covered(real, fake)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_precision_and_recall_are_the_loops(k: int) -> None:
+    real, fake = normal(30, 2, 0), 0.6 * normal(24, 2, 1) + 1.5
+    expected = brute_precision_recall(real.numpy(), fake.numpy(), k)
+    assert precision_recall(real, fake, k) == pytest.approx(expected, abs=1e-12)
+    assert expected[0] != expected[1]
+    assert all(0 < value < 1 for value in expected)
+
+
+def test_precision_and_recall_at_their_ends() -> None:
+    real = normal(40, 3, 0)
+    assert precision_recall(real, real) == (1.0, 1.0)
+    assert precision_recall(real, real + 1_000) == (0.0, 0.0)
+    # One mode kept, and it well: all that is made is right, half of what exists is missing.
+    modes = torch.cat([real, real + 1_000])
+    assert precision_recall(modes, real + 1e-3) == (1.0, 0.5)
+    assert precision_recall(real + 1e-3, modes) == (0.5, 1.0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(5, 20), m=st.integers(5, 20), seed=st.integers(0, 99), scale=st.floats(0.1, 10))
+def test_shares_do_not_change_with_scale_or_order(n: int, m: int, seed: int, scale: float) -> None:
+    a, b = normal(n, 3, seed), normal(m, 3, seed + 100)
+    here = precision_recall(a, b)
+    assert precision_recall(a.flip(0) * scale, b.flip(0) * scale) == pytest.approx(here, abs=1e-12)
+    assert frechet_distance(a, b) >= -1e-9
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, precision_recall])
+def test_impossible_features_are_refused(distance: Any) -> None:
+    good = normal(20, 4, 0)
+    for bad in (good[0], good[:1], normal(20, 5, 0), good[None]):
+        with pytest.raises(ValueError, match=r"\(N, F\)"):
+            distance(good, bad)
+    broken = good.clone()
+    broken[3, 1] = math.nan
+    with pytest.raises(ValueError, match="finite"):
+        distance(good, broken)
+
+
+def test_precision_needs_more_than_k_samples() -> None:
+    with pytest.raises(ValueError, match="k = 3"):
+        precision_recall(normal(20, 2, 0), normal(3, 2, 1))
+
+
+def test_the_metric_network_knows_the_held_out_digits(digits_data: Any) -> None:
+    network = load_metric_network()
+    features, logits = extract(network, digits_data.held_out, batch=37)
+    accuracy = (logits.argmax(1) == digits_data.held_out_labels).float().mean().item()
+    assert accuracy > 0.98
+    noted = json.loads((resources.files("hd_trainer") / "weights/digits_metric.json").read_text())
+    assert accuracy == pytest.approx(noted["accuracy"]["held_out"], abs=3e-3)
+    assert features.shape == (360, metric.FEATURES)
+    whole = network(digits_data.held_out)[0]
+    torch.testing.assert_close(features, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_the_metric_network_is_small_frozen_and_shipped() -> None:
+    weights = resources.files("hd_trainer") / "weights/digits_metric.safetensors"
+    assert len(weights.read_bytes()) < 1_000_000
+    network = load_metric_network()
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_damaged_metric_weights_are_refused(damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shipped = resources.files("hd_trainer") / "weights"
+    (tmp_path / "weights").mkdir()
+    content = bytearray((shipped / "digits_metric.safetensors").read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+    else:
+        del content[-1]
+    (tmp_path / "weights/digits_metric.safetensors").write_bytes(content)
+    facts = (shipped / "digits_metric.json").read_bytes()
+    (tmp_path / "weights/digits_metric.json").write_bytes(facts)
+    monkeypatch.setattr(metric, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    with pytest.raises(RuntimeError, match=r"damaged.*reinstall"):
+        load_metric_network()
+
+
+def test_pixels_are_rounded_to_storable_levels(digits_data: Any) -> None:
+    assert torch.equal(quantise(digits_data.train, 17), digits_data.train)
+    values = quantise(torch.linspace(-3, 3, 5_001), 17)
+    assert torch.equal(values.unique(), torch.linspace(-1, 1, 17))
+    assert quantise(torch.tensor([0.06, 0.07]), 17).tolist() == [0.0, 0.125]
+    assert quantise(torch.tensor([-5.0, 5.0]), 2).tolist() == [-1.0, 1.0]

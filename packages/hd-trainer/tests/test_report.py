@@ -1,0 +1,183 @@
+"""The report: one file that stands alone, with everything a reader was promised."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hd_trainer.files import read_records
+from hd_trainer.report.figures import CURVES
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about, and refuses tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[list[str]] = []
+        self.headings: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag in ("h2", "h3"):
+            self.headings.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> inside <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] in (["td"], ["th"]):
+            self.cells[-1][-1] += data
+        if self.open[-1:] in (["h2"], ["h3"]):
+            self.headings[-1] += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def text(finished: Path) -> str:
+    return (finished / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def picture(attributes: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
+
+
+def test_every_tag_is_closed(page: Page) -> None:
+    assert page.open == []
+    assert {"html", "head", "body", "title", "table", "svg"} <= {tag for tag, _ in page.tags}
+
+
+def test_nothing_is_loaded_from_outside(page: Page, text: str) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "image"), tag
+        for name in ("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+        for value in attributes.values():
+            found = re.findall(r"url\(([^)]*)\)", value or "")
+            assert all(one.startswith("#") for one in found), (tag, value)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "file:" not in text
+
+
+def test_the_three_stages_are_shown_from_one_noise(page: Page) -> None:
+    images = {attributes["alt"]: picture(attributes) for attributes in page.named("img")}
+    names = ("teacher samples", "stage 1 samples", "stage 2 samples")
+    assert {*names, "nearest training images"} <= images.keys()
+    sizes = {images[name].size for name in names}
+    assert len(sizes) == 1
+    assert len({images[name].tobytes() for name in names}) == 3
+    for image in images.values():
+        assert len(image.convert("L").getcolors(10_000)) > 5
+
+
+def test_the_table_has_every_row(page: Page, finished: Path) -> None:
+    rows = json.loads((finished / "evaluation.json").read_text())["rows"]
+    header, *lines = page.cells
+    assert header[4] == "FD-digits"
+    assert len(lines) == len(rows) == 6
+    for line, row in zip(lines, rows, strict=True):
+        assert row["name"] in line[0]
+        assert line[1:3] == [str(row["steps"] or ""), str(row["calls"] or "")]
+        assert line[4:8] == [
+            f"{row['fd']:.2f}",
+            f"{row['kid']:.3f}",
+            f"{row['precision']:.3f}",
+            f"{row['recall']:.3f}",
+        ]
+    assert "held-out" in lines[0][0]
+
+
+def test_the_curves_are_there_and_find_their_records(page: Page, finished: Path) -> None:
+    headings = " | ".join(page.headings)
+    for stage, panels in CURVES.items():
+        assert re.search(rf"{stage}, \d+ s", headings), headings
+        known = {name for record in read_records(finished / stage / "metrics.jsonl") for name in record}
+        for _, names, _ in panels:
+            assert set(names) <= known, f"{stage} records no {set(names) - known}"
+    assert len(page.named("svg")) == len(CURVES) + 1
+
+
+def test_the_token_weights_are_shown_per_layer(page: Page, finished: Path) -> None:
+    layers = json.loads((finished / "distribution/discriminator.json").read_text())["layers"]
+    assert "Where the discriminator looks" in page.headings
+    assert set(layers) <= set(page.headings)
+    alts = [attributes["alt"] for attributes in page.named("img")]
+    assert alts.count("weights on real images") == alts.count("weights on generated images") == len(layers)
+
+
+def test_the_page_says_what_its_numbers_are(text: str) -> None:
+    words = " ".join(text.split())
+    assert "it is not FID" in words
+    assert "floor of real against real" in words
+
+
+def test_the_settings_stand_in_the_page(text: str, finished: Path) -> None:
+    assert '"trajectory"' in text or "&#34;trajectory&#34;" in text
+    for name in ("endpoint_share", "student_every", "time_scale"):
+        assert name in text
+
+
+def test_a_report_can_be_written_again(finished: Path, tmp_path: Path, hdistill: Callable[..., Any]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "report.html").unlink()
+    answer = hdistill("report", copy)
+    assert (answer.code, answer.out) == (0, f"Wrote {copy / 'report.html'}\n")
+    again = Page((copy / "report.html").read_text(encoding="utf-8"))
+    assert again.cells == Page((finished / "report.html").read_text(encoding="utf-8")).cells
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("evaluation.json", "is not evaluated yet; run: hdistill evaluate"),
+        ("distribution/config.json", "no config.json in"),
+        ("recipe.json", "is not a run's folder"),
+    ],
+)
+def test_an_unfinished_run_is_one_line(
+    missing: str, message: str, finished: Path, tmp_path: Path, hdistill: Callable[..., Any]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "report.html").unlink()
+    (copy / missing).unlink()
+    answer = hdistill("report", copy)
+    assert answer.code == 2
+    assert message in answer.line
+    assert not (copy / "report.html").exists()

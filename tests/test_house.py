@@ -1,0 +1,171 @@
+"""The rules of the house that no single package can check about itself."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAVES = ("hd-meanflow", "hd-dmd", "hd-awd", "hd-zoo")
+PACKAGES = (*LEAVES, "hd-trainer")
+
+LEAF_LINES = 1000  # a leaf can be read in one sitting
+FILE_LINES = 400  # a file past 300 lines is named, past this one it fails
+IMPORT_SECONDS = 0.1  # what importing a leaf may add to `import torch`
+
+# Modules that no import may bring: optional accelerators, and libraries whose only purpose is the network.
+UNWANTED = ("triton", "xformers", "diffusers", "requests", "httpx", "aiohttp", "huggingface_hub", "wandb")
+
+IMPORT_SCRIPT = """
+import socket, sys
+
+def refuse(*arguments, **keywords):
+    raise SystemExit(f"{sys.argv[1]} opened a network connection on import")
+
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+import torch
+before = set(sys.modules)
+__import__(sys.argv[1])
+arrived = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(arrived.intersection(sys.argv[2:])))
+"""
+
+TIMING_SCRIPT = """
+import sys, time
+import torch
+start = time.perf_counter()
+__import__(sys.argv[1])
+print(time.perf_counter() - start)
+"""
+
+
+def import_name(package: str) -> str:
+    """The name to import: hd-awd is `hd_awd`."""
+    return package.replace("-", "_")
+
+
+def sources(package: str) -> list[Path]:
+    """The package's Python files; a package without any is an error, not a pass."""
+    files = sorted((ROOT / "packages" / package / "src").rglob("*.py"))
+    assert files, f"{package} has no Python files under src/"
+    return files
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, blank ones and comments included: what a reader scrolls through."""
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def imported_modules(path: Path) -> set[str]:
+    """First parts of all names that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def run_python(script: str, *arguments: str) -> str:
+    """Run a script in an interpreter of its own, without a GPU; return what it printed."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def repository_files() -> list[Path]:
+    """The text files that git would commit, or all that there are outside a checkout."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:4096]]
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_never_import_a_neighbour(leaf: str) -> None:
+    neighbours = {import_name(package) for package in PACKAGES if package != leaf}
+    for path in sources(leaf):
+        wrong = imported_modules(path) & neighbours
+        assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_leaf_stays_small(leaf: str) -> None:
+    lines = sum(count_lines(path) for path in sources(leaf))
+    assert lines <= LEAF_LINES, f"{leaf} has {lines} lines of source, {LEAF_LINES} are allowed"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_is_long(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = {path.relative_to(ROOT): count_lines(path) for path in sources(package)}
+    for path, lines in lengths.items():
+        if 300 < lines <= FILE_LINES:
+            with capsys.disabled():
+                print(f"\n{path} has {lines} lines: time to split it")
+    assert not {path: lines for path, lines in lengths.items() if lines > FILE_LINES}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_is_complete(package: str) -> None:
+    folder = ROOT / "packages" / package
+    module = folder / "src" / import_name(package)
+    for path in (
+        folder / "pyproject.toml",
+        folder / "README.md",
+        module / "py.typed",
+        module / "__init__.py",
+    ):
+        assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
+    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert list((folder / "tests").glob("test_*.py")), f"{package} has no tests"
+    assert re.search(r'^__version__ = "\d+\.\d+\.\d+"$', (module / "__init__.py").read_text(), re.MULTILINE)
+
+
+def test_the_packages_share_one_version() -> None:
+    script = "import sys; print(*{__import__(name).__version__ for name in sys.argv[1:]})"
+    versions = run_python(script, *map(import_name, PACKAGES)).split()
+    assert len(versions) == 1, f"several versions: {versions}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_an_import_needs_no_network_and_no_extras(package: str) -> None:
+    neighbours = [import_name(other) for other in PACKAGES if package in LEAVES and other != package]
+    arrived = run_python(IMPORT_SCRIPT, import_name(package), *UNWANTED, *neighbours)
+    assert not arrived, f"importing {package} also imports {arrived}"
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_importing_a_leaf_is_quick(leaf: str) -> None:
+    # The smallest of a few: what else the machine does can only add to a measurement. Mostly one is enough.
+    best = float("inf")
+    for _ in range(5):
+        best = min(best, float(run_python(TIMING_SCRIPT, import_name(leaf))))
+        if best < IMPORT_SECONDS:
+            return
+    pytest.fail(f"importing {leaf} adds {best * 1000:.0f} ms to `import torch`")
+
+
+def test_no_file_names_a_package_registry() -> None:
+    # Spelled in pieces, so that this file passes its own test.
+    hosts = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("anaconda", "org"))]
+    hosts += [
+        ".".join(parts) for parts in (("npmjs", "org"), ("download", "pytorch", "org"), ("debian", "org"))
+    ]
+    wrong = {
+        f"{path.relative_to(ROOT)} names {host}"
+        for path in repository_files()
+        for host in hosts
+        if host in path.read_text(encoding="utf-8", errors="replace")
+    }
+    assert not wrong
