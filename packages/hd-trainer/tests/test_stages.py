@@ -134,6 +134,13 @@ def test_stage_1_starts_at_its_teachers_error_of_zero(prepare: Callable[..., Tas
     assert prepare("trajectory", guidance_scale=3.0).step(0)["error_at_r_equal_t"] > 0
 
 
+def test_stage_1_measures_the_student_against_the_teacher(prepare: Callable[..., Task]) -> None:
+    task = prepare("trajectory")
+    with torch.no_grad():
+        task.modules["student"].head.linear.bias.add_(0.5)
+    assert task.step(0)["error_at_r_equal_t"] == pytest.approx(0.25, rel=1e-4)
+
+
 def test_the_students_new_layer_depends_on_the_seed_alone(prepare: Callable[..., Task]) -> None:
     weights = []
     for noise in (1, 2):
@@ -201,6 +208,19 @@ def test_each_part_of_stage_2_can_be_switched_off(prepare: Callable[..., Task], 
     task.step(0)
     assert changed(lambda: task.step(3), task.modules) == {"student", "average", "fake"}
     assert not {"discriminator", "student_adversarial"} & task.step(1).keys()
+
+
+def test_stage_2_starts_from_the_student_and_its_fake_score_from_the_teacher(
+    prepare: Callable[..., Task], network: nn.Module, snapshot: Snapshot, same: Same
+) -> None:
+    moved = prepare("trajectory")
+    moved.step(0)
+    start = moved.modules["student"]
+    task = prepare("distribution", start=start)
+    assert same(snapshot(task.modules["student"]), snapshot(start))
+    assert same(snapshot(task.modules["average"]), snapshot(start))
+    assert same(snapshot(task.modules["fake"]), snapshot(network))
+    assert not {id(p) for p in start.parameters()} & {id(p) for p in task.modules["student"].parameters()}
 
 
 def test_distribution_matching_starts_at_zero_where_fake_equals_teacher(
