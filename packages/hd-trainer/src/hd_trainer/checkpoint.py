@@ -35,6 +35,8 @@ def save_checkpoint(
     tensors |= {f"optimizer.{n}.{k}": v for n, o in optimizers.items() for k, v in o.tensors().items()}
     parent = folder / FOLDER
     parent.mkdir(exist_ok=True)
+    for abandoned in parent.glob(".incomplete-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)  # by a process that was killed while it wrote
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".incomplete-"))
     try:
         # Clones: two entries must not share storage in the file (a moving average starts as a copy, but may be tied).

@@ -32,7 +32,7 @@ class EvaluationSettings:
 
     samples: int | None = None
     """generated images per row; None: as many as the training split, with its labels"""
-    batch: int = 500
+    batch: int = 250
     """images a network call"""
     teacher_steps: tuple[int, ...] = (1, 2, 4, 50, 250)
     """Euler steps of the teacher's rows"""

@@ -20,9 +20,9 @@ def digits() -> Settings:
         # At this width bf16 buys nothing: the time goes into small operations, not into matrix products.
         precision="fp32",
         model=ModelSettings(name="dit_nano_2"),
-        teacher=TeacherSettings(steps=1_600, batch=64, optimizer=OptimizerSettings(lr=5e-3)),
+        teacher=TeacherSettings(steps=2_000, batch=64, optimizer=OptimizerSettings(lr=5e-3)),
         trajectory=TrajectorySettings(
-            steps=600,
+            steps=700,
             batch=64,
             # One-step sampling alone is asked of the student, so half of its intervals are (0, 1).
             interval_share=0.5,
@@ -30,7 +30,7 @@ def digits() -> Settings:
             optimizer=OptimizerSettings(lr=2e-3),
         ),
         distribution=DistributionSettings(
-            steps=1_000,
+            steps=1_200,
             batch=64,
             student_every=3,
             optimizer=OptimizerSettings(lr=1e-3, warmup=20),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +12,20 @@ from torch import Tensor, nn
 
 import hd_zoo
 from hd_awd import approximate_r1, discriminator_loss, generator_loss
-from hd_dmd import DistributionMatchingLoss, UniformLevels, fake_score_loss, noised
+from hd_dmd import DistributionMatchingLoss, UniformLevels, fake_score_loss
+from hd_meanflow import interpolate
 from hd_trainer.errors import UserError
 from hd_trainer.loop import Task, step_generator
 from hd_trainer.optim import Optimizer, OptimizerSettings, moving_average, update_average
-from hd_trainer.stages.common import Context, check_guidance, check_positive, check_shares, guided, save_network
+from hd_trainer.stages.common import (
+    Context,
+    check_guidance,
+    check_positive,
+    check_shares,
+    guided,
+    save_network,
+    seeded_student,
+)
 from hd_trainer.stages.critic import (
     AdversarySettings,
     check_layers,
@@ -55,8 +66,8 @@ class DistributionSettings:
         check_shares(ema=self.ema)
         check_guidance(self.guidance_scale, self.guidance_interval)
         check_levels(self.levels)
-        if self.matching_weight < 0:
-            raise UserError(f"matching_weight must be >= 0; got {self.matching_weight}")
+        if not 0 <= self.matching_weight < math.inf:
+            raise UserError(f"matching_weight must be >= 0 and finite; got {self.matching_weight}")
         if self.matching_weight == 0 and self.adversary.weight == 0:
             raise UserError("matching_weight and adversary.weight are both 0: nothing would train the student")
 
@@ -68,7 +79,7 @@ def prepare(settings: DistributionSettings, context: Context, teacher: nn.Module
         UserError: if the teacher lacks one of the adversary's layers.
     """
     adversary = settings.adversary
-    student = hd_zoo.to_student(start).requires_grad_(True).train()
+    student = seeded_student(start, context.seed)
     average = moving_average(student)
     fake = moving_average(teacher).requires_grad_(True).train()
     real = guided(teacher, settings.guidance_scale, settings.guidance_interval)
@@ -92,9 +103,12 @@ def prepare(settings: DistributionSettings, context: Context, teacher: nn.Module
         one, zero = noise.new_ones(len(noise)), noise.new_zeros(len(noise))
         record: dict[str, Tensor] = {}
 
-        def logits_of(images: Tensor) -> Tensor:
-            """Logits of noised images; the gradient goes through the frozen teacher into the images."""
-            x_t, t, _ = noised(images, seen_levels, generator)
+        def show(images: Tensor, t: Tensor) -> Tensor:
+            """What the discriminator is shown: images noised to level t."""
+            return interpolate(images, context.noise(len(images), generator), t)
+
+        def logits_of(x_t: Tensor, t: Tensor) -> Tensor:
+            """The gradient goes through the frozen teacher into the images."""
             return discriminator(tap(x_t, t, labels=labels))
 
         # The student's turn: distribution matching for every sample, and the adversary's word.
@@ -109,8 +123,10 @@ def prepare(settings: DistributionSettings, context: Context, teacher: nn.Module
                     loss = loss + settings.matching_weight * match.loss
                     record |= {"matching_gradient": match.gradient_rms, "velocity_gap": match.velocity_gap}
                 if adversary.weight > 0:
-                    real_logits = logits_of(real_images) if adversary.loss == "relativistic" else None
-                    deceit = generator_loss(logits_of(sample), real_logits, adversary.loss)
+                    t = seen_levels.sample(len(sample), generator, sample.device)
+                    paired = adversary.loss == "relativistic"
+                    real_logits = logits_of(show(real_images, t), t) if paired else None
+                    deceit = generator_loss(logits_of(show(sample, t), t), real_logits, adversary.loss)
                     loss = loss + adversary.weight * deceit
                     record["student_adversarial"] = deceit.detach()
             turn = index // settings.student_every
@@ -125,23 +141,21 @@ def prepare(settings: DistributionSettings, context: Context, teacher: nn.Module
             optimizers["fake"].update(follow.loss, index, settings.steps)
             record["fake_score"] = follow.loss.detach()
         if adversary.weight > 0:
+            # Real and generated images are shown at the same levels: noise must not give them away.
+            t = seen_levels.sample(len(sample), generator, sample.device)
+            shown = show(real_images, t)
             with context.autocast():
-                real_logits, fake_logits = logits_of(real_images), logits_of(sample)
+                real_logits, fake_logits = logits_of(shown, t), logits_of(show(sample, t), t)
                 loss = discriminator_loss(real_logits, fake_logits, adversary.loss)
-                record |= {
-                    "discriminator": loss.detach(),
-                    "told_apart": ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2,
-                }
-                if adversary.r1_weight > 0:
-                    x_t, t, _ = noised(real_images, seen_levels, generator)
-                    r1 = approximate_r1(
-                        lambda x: discriminator(tap(x, t, labels=labels)),
-                        x_t,
-                        std=adversary.r1_std,
-                        generator=generator,
-                    )
-                    loss = loss + adversary.r1_weight * r1
-                    record["r1"] = r1.detach()
+            record |= {
+                "discriminator": loss.detach(),
+                "told_apart": ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2,
+            }
+            if adversary.r1_weight > 0:
+                # Outside of autocast: bf16's rounding would be divided by the square of a small number.
+                r1 = approximate_r1(functools.partial(logits_of, t=t), shown, std=adversary.r1_std, generator=generator)
+                loss = loss + adversary.r1_weight * r1
+                record["r1"] = r1.detach()
             optimizers["discriminator"].update(loss, index, settings.steps)
         return record
 
