@@ -450,6 +450,20 @@ def test_weights_from_elsewhere_are_taken(hdistill: Command, finished: Path, tmp
     assert (tmp_path / "new" / weights).read_bytes() != (finished / weights).read_bytes()
 
 
+def test_a_stage_is_not_gone_on_with_from_other_weights(
+    hdistill: Command, finished: Path, copy: Path, short: list[str], contents: Contents
+) -> None:
+    """Same shape, other values: the folder was begun from one teacher and is now given another."""
+    flags = (*short[1:], "--out", copy)
+    (copy / "trajectory" / "done.json").unlink()
+    before = contents(copy)
+    result = hdistill("train", "trajectory", *flags, "--teacher-weights", finished / "distribution")
+    assert result.code == 2
+    assert "was begun from another teacher" in result.err
+    assert contents(copy) == before
+    assert hdistill("train", "trajectory", *flags, "--teacher-weights", finished / "teacher").code == 0
+
+
 def test_stopped_is_130(hdistill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise Stopped("teacher stopped after step 3 of 5; the same command goes on from there")

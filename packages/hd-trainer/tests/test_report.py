@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -15,8 +16,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from hd_trainer import load_recipe
+from hd_trainer.errors import UserError
 from hd_trainer.files import read_records
 from hd_trainer.report.figures import CURVES
+from hd_trainer.report.page import command_line, summarise
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -181,3 +185,37 @@ def test_an_unfinished_run_is_one_line(
     assert answer.code == 2
     assert message in answer.line
     assert not (copy / "report.html").exists()
+
+
+def test_the_command_on_the_page_makes_the_run() -> None:
+    full, small = load_recipe("digits"), load_recipe("digits", smoke=True)
+    assert command_line(full) == "hdistill run digits"
+    assert command_line(small) == "hdistill run digits --smoke"
+    adversary = dataclasses.replace(full.distribution.adversary, pooling="mean", levels=(0.1, 0.5))
+    changed = dataclasses.replace(
+        full, seed=3, distribution=dataclasses.replace(full.distribution, adversary=adversary)
+    )
+    flags = "--seed 3 --distribution.adversary.pooling mean --distribution.adversary.levels 0.1 0.5"
+    assert command_line(changed) == f"hdistill run digits {flags}"
+
+
+def test_the_summary_takes_the_most_steps_of_the_teacher_and_the_fewest_of_students() -> None:
+    def row(name: str, steps: int) -> dict[str, Any]:
+        return {"name": name, "steps": steps, "recall": 0.5 + steps / 100, "images_per_second": 100.0 / steps}
+
+    rows = [row("teacher", 4), row("teacher", 20), row("teacher", 1)]
+    rows += [row(name, steps) for name in ("trajectory", "distribution") for steps in (4, 1)]
+    found = summarise(rows)
+    assert [found[name]["steps"] for name in ("teacher", "trajectory", "distribution")] == [20, 1, 1]
+    assert found["speed_ratio"] == pytest.approx(20)
+    assert found["recall_ratio"] == pytest.approx(0.51 / 0.7)
+    with pytest.raises(UserError, match="no row for distribution"):
+        summarise(rows[:5])
+
+
+def test_a_damaged_evaluation_is_one_line(finished: Path, tmp_path: Path, hdistill: Callable[..., Any]) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "evaluation.json").write_text("{}")
+    result = hdistill("report", tmp_path / "run")
+    assert result.code == 2
+    assert "evaluation.json is damaged; run: hdistill evaluate" in result.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from hd_trainer.stages.common import Context, load_network
 from hd_trainer.stages.critic import check_layers
 
 STAGES = ("teacher", "trajectory", "distribution")
-RECIPE = "recipe.json"
+RECIPE, SOURCES = "recipe.json", "sources.json"
 
 
 def run(settings: Settings, out: Path) -> None:
@@ -89,19 +90,43 @@ def train_stage(
         UserError: for an unknown stage, missing weights, or what :func:`claim` refuses.
     """
     context = make_context(settings)
-    read_teacher = _reader(teacher_folder or out / "teacher", context)
+    teacher_folder, student_folder = teacher_folder or out / "teacher", student_folder or out / "trajectory"
+    read_teacher, read_student = _reader(teacher_folder, context), _reader(student_folder, context)
     prepare: dict[str, Callable[[], loop.Task]] = {
         "teacher": lambda: teacher.prepare(settings.teacher, context, fresh_network(settings, context)),
         "trajectory": lambda: trajectory.prepare(settings.trajectory, context, read_teacher()),
-        "distribution": lambda: distribution.prepare(
-            settings.distribution, context, read_teacher(), _reader(student_folder or out / "trajectory", context)()
-        ),
+        "distribution": lambda: distribution.prepare(settings.distribution, context, read_teacher(), read_student()),
     }
     if stage not in prepare:
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
     task = prepare[stage]()
     claim(settings, out)
-    loop.train(task, make_folder(out / stage), settings.loop)
+    sources = {"teacher": {}, "trajectory": {"teacher": teacher_folder}}.get(
+        stage, {"teacher": teacher_folder, "student": student_folder}
+    )
+    note_sources(make_folder(out / stage), sources)
+    loop.train(task, out / stage, settings.loop)
+
+
+def note_sources(folder: Path, sources: dict[str, Path]) -> None:
+    """Note which weights a stage starts from, by their hash, in ``folder/sources.json``.
+
+    Raises:
+        UserError: if the stage was begun from other weights: going on would mix two runs.
+    """
+    found = {
+        name: {"folder": str(source), "sha256": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()}
+        for name, source in sources.items()
+    }
+    path = folder / SOURCES
+    noted = read_json(path) if path.exists() else {}
+    for name in found.keys() & noted.keys():
+        if noted[name].get("sha256") != found[name]["sha256"]:
+            raise UserError(
+                f"{folder} was begun from another {name} than the one in {found[name]['folder']}; "
+                "choose another --out or remove it"
+            )
+    write_json(path, found)
 
 
 def evaluate(settings: Settings, out: Path) -> list[evaluation.Row]:

@@ -16,7 +16,8 @@ from hd_trainer.context import make_context
 from hd_trainer.data import ImageData
 from hd_trainer.errors import UserError
 from hd_trainer.evaluation import RESULTS, sampler
-from hd_trainer.files import read_json, write_atomically
+from hd_trainer.files import make_folder, read_json, write_atomically
+from hd_trainer.recipes import load_recipe
 from hd_trainer.report import figures
 from hd_trainer.settings import Settings, to_json
 from hd_trainer.stages.common import Context, load_network
@@ -37,6 +38,9 @@ def write_report(settings: Settings, out: Path) -> Path:
     if not (out / RESULTS).exists():
         raise UserError(f"{out} is not evaluated yet; run: hdistill evaluate {out}")
     results = read_json(out / RESULTS)
+    if not {"rows", "training_seconds"} <= results.keys():
+        raise UserError(f"{out / RESULTS} is damaged; run: hdistill evaluate {out}")
+    make_folder(out)
     context = make_context(settings)
     stages = ("teacher", "trajectory", "distribution")
     networks = {stage: load_network(out / stage, context.data, context.device) for stage in stages}
@@ -58,6 +62,7 @@ def write_report(settings: Settings, out: Path) -> Path:
         curves={stage: figures.curves(out / stage, stage) for stage in stages},
         trade_off=figures.trade_off(rows, f"FD-{context.data.name}", rows[0]["fd"]),
         weights=_token_weights(context, networks["teacher"], samples["distribution"], out),
+        command=command_line(settings),
         settings=to_json(settings),
         teacher_steps=TEACHER_STEPS,
         weight_level=WEIGHT_LEVEL,
@@ -67,19 +72,45 @@ def write_report(settings: Settings, out: Path) -> Path:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The comparison the page opens with: the teacher at its most steps, both students at one."""
-    teacher = max((row for row in rows if row["name"] == "teacher"), key=lambda row: row["steps"])
-    first = next(row for row in rows if row["name"] == "trajectory")
-    second = next(row for row in rows if row["name"] == "distribution")
+    """The comparison the page opens with: the teacher at its most steps, both students at their fewest.
+
+    Raises:
+        UserError: if one of the three has no row.
+    """
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["steps"]):
+        by_name.setdefault(row["name"], []).append(row)
+    missing = [name for name in ("teacher", "trajectory", "distribution") if name not in by_name]
+    if missing:
+        raise UserError(f"the evaluation has no row for {', '.join(missing)}; train that stage, then evaluate again")
+    teacher, first, second = by_name["teacher"][-1], by_name["trajectory"][0], by_name["distribution"][0]
     return {
-        "floor": rows[0],
         "teacher": teacher,
         "trajectory": first,
         "distribution": second,
-        "fd_ratio": second["fd"] / teacher["fd"],
         "recall_ratio": second["recall"] / max(teacher["recall"], 1e-9),
         "speed_ratio": second["images_per_second"] / teacher["images_per_second"],
     }
+
+
+def command_line(settings: Settings) -> str:
+    """The command that makes this run: the recipe, and a flag for every setting that differs from it."""
+    candidates = []
+    for smoke in (False, True):
+        recipe = to_json(load_recipe(settings.recipe, smoke=smoke))
+        flags = [f"--{name.replace('_', '-')} {value}" for name, value in _changed(to_json(settings), recipe)]
+        candidates.append(["hdistill run", settings.recipe, *["--smoke"] * smoke, *flags])
+    return " ".join(min(candidates, key=len))
+
+
+def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for name, value in ours.items():
+        if isinstance(value, dict):
+            found += _changed(value, recipe[name], f"{prefix}{name}.")
+        elif value != recipe[name]:
+            found.append((prefix + name, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return found
 
 
 def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module]) -> dict[str, Tensor]:
