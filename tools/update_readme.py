@@ -8,14 +8,13 @@ python tools/update_readme.py --check     # exit 1 if the README's table is not 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS, PICTURE = ROOT / "README.md", ROOT / "benchmarks/results/digits_seeds.json", ROOT / "docs/digits.png"
-BEGIN, END = "<!-- digits table: written by tools/update_readme.py -->", "<!-- end of digits table -->"
+README, RESULTS, PICTURE = ROOT / "README.md", ROOT / "benchmarks/results", ROOT / "docs/digits.png"
 NAMES = {
     "trajectory": "**stage 1**, trajectory",
     "distribution": "**stage 2**, distribution",
@@ -29,13 +28,14 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="a finished run's folder, for docs/digits.png")
     options = parser.parse_args()
     text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    wanted = f"{before}{BEGIN}\n{table(json.loads(RESULTS.read_text(encoding='utf-8')))}\n{END}{rest.split(END)[1]}"
+    wanted = text
+    for name, lines in (("digits", digits_table()), ("adversary", adversary_table()), ("step", step_table())):
+        begin, end = f"<!-- {name} table: written by tools/update_readme.py -->", f"<!-- end of {name} table -->"
+        before, rest = wanted.split(begin)
+        wanted = "\n".join([before + begin, *lines, end]) + rest.split(end)[1]
     if options.check:
         if wanted != text:
-            print(
-                "README.md's table is not the one of the committed results; run tools/update_readme.py", file=sys.stderr
-            )
+            print("README.md's tables are not those of the results; run tools/update_readme.py", file=sys.stderr)
         return int(wanted != text)
     README.write_text(wanted, encoding="utf-8")
     if options.picture:
@@ -43,8 +43,9 @@ def main() -> int:
     return 0
 
 
-def table(results: dict[str, Any]) -> str:
-    """The results as a Markdown table: means over the seeds, the range of the distance in brackets."""
+def digits_table() -> list[str]:
+    """The main job as a Markdown table: means over the seeds, the range of the distance in brackets."""
+    results = json.loads((RESULTS / "digits_seeds.json").read_text(encoding="utf-8"))
     lines = [
         "| | steps | FD-digits (range) | KID | precision | recall | class accuracy | calls | images/s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -62,7 +63,45 @@ def table(results: dict[str, Any]) -> str:
             speed,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
+
+
+def adversary_table() -> list[str]:
+    """Stage 2 with no adversary, GAP and AWD: means and ranges over the seeds."""
+    names = {"none": "none", "gap": "GAP: mean over tokens", "awd": "AWD: learned weights"}
+    found: dict[str, list[dict[str, str]]] = {name: [] for name in names}
+    for row in _csv("digits_adversary"):
+        found[row["adversary"]].append(row)
+    lines = ["| adversary | FD-digits (range) | KID | precision | recall |", "|---|---:|---:|---:|---:|"]
+    for name, title in names.items():
+        values = {key: [float(row[key]) for row in found[name]] for key in ("fd", "kid", "precision", "recall")}
+        mean = {key: sum(one) / len(one) for key, one in values.items()}
+        spread = f"{mean['fd']:.2f} ({min(values['fd']):.2f} - {max(values['fd']):.2f})"
+        lines.append(f"| {title} | {spread} | {mean['kid']:.3f} | {mean['precision']:.3f} | {mean['recall']:.3f} |")
+    return lines
+
+
+def step_table() -> list[str]:
+    """Cost of a MeanFlow step over a flow-matching step, one line per network."""
+    cases = {
+        "meanflow_jvp": "from scratch, JVP",
+        "meanflow_jvp_teacher": "with a teacher, JVP",
+        "meanflow_difference": "from scratch, difference",
+        "meanflow_difference_teacher": "with a teacher, difference",
+    }
+    ratios: dict[str, dict[str, str]] = {}
+    for row in _csv("meanflow_step"):
+        ratios.setdefault(row["network"], {})[row["case"]] = row["ratio_to_flow_matching"]
+    lines = [f"| network | {' | '.join(cases.values())} |", "|---|" + "---:|" * len(cases)]
+    for network, found in ratios.items():
+        cells = (f"{float(found[case]):.2f}" for case in cases)
+        lines.append(f"| `{network}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _csv(name: str) -> list[dict[str, str]]:
+    with open(RESULTS / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def draw(run: Path) -> None:
