@@ -159,9 +159,7 @@ def test_importing_a_leaf_is_quick(leaf: str) -> None:
 def test_no_file_names_a_package_registry() -> None:
     # Spelled in pieces, so that this file passes its own test.
     hosts = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("anaconda", "org"))]
-    hosts += [
-        ".".join(parts) for parts in (("npmjs", "org"), ("download", "pytorch", "org"), ("debian", "org"))
-    ]
+    hosts += [".".join(parts) for parts in (("npmjs", "org"), ("download", "pytorch", "org"), ("debian", "org"))]
     wrong = {
         f"{path.relative_to(ROOT)} names {host}"
         for path in repository_files()

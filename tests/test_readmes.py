@@ -80,9 +80,7 @@ def help_text(*words: str) -> str:
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
     arguments = [command, *words, "--help"]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, (
-        f"`hdistill {' '.join(words)} --help` ends with {done.returncode}: {done.stderr}"
-    )
+    assert done.returncode == 0, f"`hdistill {' '.join(words)} --help` ends with {done.returncode}: {done.stderr}"
     return done.stdout
 
 

@@ -43,9 +43,7 @@ class Gaussian:
     def kl_from(self, other: Gaussian) -> float:
         """KL(other || self)."""
         ratio = other.std**2 / self.std**2
-        return 0.5 * (
-            ratio + (other.mean - self.mean) ** 2 / self.std**2 - 1 - float(torch.tensor(ratio).log())
-        )
+        return 0.5 * (ratio + (other.mean - self.mean) ** 2 / self.std**2 - 1 - float(torch.tensor(ratio).log()))
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor | None = None, **cond: Any) -> Tensor:
         return self.velocity(x, column(t, x))

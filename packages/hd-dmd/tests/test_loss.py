@@ -113,9 +113,7 @@ def test_a_generator_decides(gaussian, sample):
 def test_works_with_any_callable(mlp, sample):
     net, real = mlp().double(), mlp().double()
     fields = (net, lambda x, t: net(x, t), functools.partial(net), net.forward)
-    losses = {
-        DistributionMatchingLoss()(sample, real=real, fake=f, generator=seeded()).loss.item() for f in fields
-    }
+    losses = {DistributionMatchingLoss()(sample, real=real, fake=f, generator=seeded()).loss.item() for f in fields}
     assert len(losses) == 1
     assert all(isinstance(f, Field) for f in fields)
 

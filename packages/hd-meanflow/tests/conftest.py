@@ -66,8 +66,7 @@ class Recorder:
                 "cond": cond,
                 "grad": torch.is_grad_enabled(),
                 "tangent": forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None,
-                "math_only": torch.backends.cuda.math_sdp_enabled()
-                and not torch.backends.cuda.flash_sdp_enabled(),
+                "math_only": torch.backends.cuda.math_sdp_enabled() and not torch.backends.cuda.flash_sdp_enabled(),
             }
         )
         return self.inner(x, t, r, **cond)

@@ -106,17 +106,13 @@ def test_under_autocast_the_gradient_arrives(attention, derivative, shared_teach
 
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
 @pytest.mark.parametrize("shared_teacher", [False, True])
-def test_autocast_cache_is_cleared_before_the_graph_is_built(
-    monkeypatch, attention, derivative, shared_teacher
-):
+def test_autocast_cache_is_cleared_before_the_graph_is_built(monkeypatch, attention, derivative, shared_teacher):
     """Older torch releases reuse casts made under no_grad, and lose the gradient: none may be left over."""
     events = []
     clear = torch.clear_autocast_cache
     monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (events.append("clear"), clear()))
     net = attention()
-    hook = net.register_forward_pre_hook(
-        lambda *_: events.append("graph" if torch.is_grad_enabled() else "no graph")
-    )
+    hook = net.register_forward_pre_hook(lambda *_: events.append("graph" if torch.is_grad_enabled() else "no graph"))
     x, noise = torch.randn(2, 4, 5, 4)
     loss = MeanFlowLoss(times=UniformTimes(interval_share=0.5), derivative=derivative)
     with torch.autocast("cpu", torch.bfloat16):
@@ -135,9 +131,7 @@ def test_teacher_casts_are_cleared_too_when_no_sample_moves(monkeypatch, attenti
     net = attention()
     x, noise = torch.randn(2, 4, 5, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        MeanFlowLoss(times=UniformTimes(interval_share=0.0), derivative=derivative)(
-            net, x, noise, teacher=net
-        )
+        MeanFlowLoss(times=UniformTimes(interval_share=0.0), derivative=derivative)(net, x, noise, teacher=net)
         assert cleared
 
 

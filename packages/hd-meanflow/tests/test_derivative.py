@@ -97,9 +97,7 @@ def test_difference_with_a_short_interval_at_the_upper_end(gaussian):
     errors = []
     for gap in (4e-3, 2e-3, 1e-3):
         t, r = torch.ones(16, dtype=torch.float64), torch.full((16,), 1 - gap, dtype=torch.float64)
-        error = derivative(gaussian, x, t, r, method="difference", step=0.1) - by_reverse_mode(
-            gaussian, x, t, r
-        )
+        error = derivative(gaussian, x, t, r, method="difference", step=0.1) - by_reverse_mode(gaussian, x, t, r)
         errors.append(error.abs().max().item())
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.25)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.25)
@@ -114,9 +112,7 @@ unit = st.floats(0, 1, width=32)
 
 
 @given(
-    times=st.lists(
-        st.tuples(unit, unit, st.floats(0, 0.03125, width=32), st.booleans()), min_size=1, max_size=8
-    ),
+    times=st.lists(st.tuples(unit, unit, st.floats(0, 0.03125, width=32), st.booleans()), min_size=1, max_size=8),
     step=st.sampled_from([5e-3, 0.05, 0.25]),
 )
 def test_difference_stays_inside_r_and_one(gaussian, recorder, times, step):
@@ -135,9 +131,7 @@ def test_difference_does_not_step_over_r_by_rounding(gaussian, recorder):
 
 def _assert_stays_inside(gaussian, recorder, t, r, step):
     field = recorder(gaussian.field)
-    total_derivative(
-        field, torch.zeros(len(t), 2), t, r, torch.ones(len(t), 2), method="difference", step=step
-    )
+    total_derivative(field, torch.zeros(len(t), 2), t, r, torch.ones(len(t), 2), method="difference", step=step)
     assert len(field.calls) in (2, 3)
     for call in field.calls:
         assert (call["r"] <= call["t"]).all()
@@ -150,9 +144,7 @@ def test_difference_takes_a_third_pass_for_the_ends_alone(gaussian, recorder):
     t = torch.tensor([0.5, 1.0, 0.6, 0.5])
     r = torch.tensor([0.1, 0.0, 0.2, 0.499])
     label = torch.arange(4)
-    total_derivative(
-        field, torch.randn(4, 2), t, r, torch.randn(4, 2), method="difference", label=label, scale=3
-    )
+    total_derivative(field, torch.randn(4, 2), t, r, torch.randn(4, 2), method="difference", label=label, scale=3)
     assert [len(call["x"]) for call in field.calls] == [4, 4, 2]
     assert field.calls[2]["cond"]["label"].tolist() == [1, 3]
     assert torch.equal(field.calls[2]["r"], r[[1, 3]])

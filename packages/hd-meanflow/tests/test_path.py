@@ -29,9 +29,7 @@ def test_closed_form_position_solves_the_flow(gaussian):
         rtol=1e-11,
         atol=1e-12,
     )
-    assert gaussian.position(scalar(1.3), scalar(0.8), scalar(0.2)).item() == pytest.approx(
-        flow.y[0, -1], abs=1e-9
-    )
+    assert gaussian.position(scalar(1.3), scalar(0.8), scalar(0.2)).item() == pytest.approx(flow.y[0, -1], abs=1e-9)
 
 
 @pytest.mark.parametrize(("r", "t"), [(0.0, 1.0), (0.2, 0.8), (0.5, 0.51), (0.0, 0.3)])
@@ -42,9 +40,7 @@ def test_mean_velocity_is_the_mean_of_the_velocity(gaussian, r, t):
         return gaussian.velocity(gaussian.position(x, scalar(t), scalar(s)), scalar(s)).item()
 
     integral, _ = quad(along, r, t, epsabs=1e-12)
-    assert gaussian.mean_velocity(x, scalar(r), scalar(t)).item() == pytest.approx(
-        integral / (t - r), abs=1e-9
-    )
+    assert gaussian.mean_velocity(x, scalar(r), scalar(t)).item() == pytest.approx(integral / (t - r), abs=1e-9)
 
 
 def test_velocity_is_the_conditional_expectation(gaussian):

@@ -48,9 +48,7 @@ def test_interval_ends_follow_maximum_and_minimum_of_two_draws(sampler):
 
 
 def test_mean_and_std_are_those_of_the_logit():
-    t, _ = LogitNormalTimes(mean=0.8, std=0.5, interval_share=0.0).sample(
-        50_000, torch.Generator().manual_seed(3)
-    )
+    t, _ = LogitNormalTimes(mean=0.8, std=0.5, interval_share=0.0).sample(50_000, torch.Generator().manual_seed(3))
     logit = torch.logit(t)
     assert logit.mean().item() == pytest.approx(0.8, abs=0.02)
     assert logit.std().item() == pytest.approx(0.5, abs=0.02)

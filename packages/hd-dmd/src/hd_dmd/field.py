@@ -30,9 +30,7 @@ def expand_times(t: Tensor, x: Tensor) -> Tensor:
 def check_output(output: Tensor, x: Tensor, name: str) -> Tensor:
     """Return ``output`` if it has x's shape; else raise ValueError naming the field at fault."""
     if not isinstance(output, Tensor):
-        raise ValueError(
-            f"{name} must return a tensor of x's shape {tuple(x.shape)}; got {type(output).__name__}"
-        )
+        raise ValueError(f"{name} must return a tensor of x's shape {tuple(x.shape)}; got {type(output).__name__}")
     if output.shape != x.shape:
         raise ValueError(f"{name} must return x's shape {tuple(x.shape)}; got {tuple(output.shape)}")
     return output

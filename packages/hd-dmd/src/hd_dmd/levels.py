@@ -83,7 +83,5 @@ def _check(low: float, high: float, shift: float) -> None:
         raise ValueError(f"shift must be > 0; got {shift}")
 
 
-def _device(
-    generator: torch.Generator | None, device: torch.device | str | None
-) -> torch.device | str | None:
+def _device(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device | str | None:
     return device if generator is None else generator.device

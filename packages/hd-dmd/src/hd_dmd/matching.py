@@ -39,9 +39,7 @@ def distribution_matching_gradient(
     """
     for name, value in (("x_t", x_t), ("v_real", v_real), ("v_fake", v_fake)):
         if value.shape != sample.shape:
-            raise ValueError(
-                f"{name} must have sample's shape {tuple(sample.shape)}; got {tuple(value.shape)}"
-            )
+            raise ValueError(f"{name} must have sample's shape {tuple(sample.shape)}; got {tuple(value.shape)}")
     precise = torch.promote_types(sample.dtype, torch.float32)
     with torch.no_grad():
         times = expand_times(t, sample).to(precise)
@@ -121,9 +119,7 @@ class DistributionMatchingLoss:
         )
 
 
-def noised(
-    x: Tensor, levels: LevelSampler, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def noised(x: Tensor, levels: LevelSampler, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw levels and noise: (x_t, t, n) with x_t = (1 - t) x + t n.
 
     x_t has x's shape and dtype; t, of shape (B,), and n, of x's shape, are in float32 or better.

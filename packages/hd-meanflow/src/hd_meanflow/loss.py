@@ -50,9 +50,7 @@ def adaptive_weight(error: Tensor, p: float = 1.0, c: float = 1e-2) -> Tensor:
         ValueError: if ``error`` has not one dimension or c <= 0.
     """
     if error.ndim != 1:
-        raise ValueError(
-            f"error must have shape (B,), the squared error summed per sample; got {tuple(error.shape)}"
-        )
+        raise ValueError(f"error must have shape (B,), the squared error summed per sample; got {tuple(error.shape)}")
     if c <= 0:
         raise ValueError(f"c must be > 0; got {c}")
     return (error.detach() + c) ** -p

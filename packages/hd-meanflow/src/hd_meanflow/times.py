@@ -46,9 +46,7 @@ class LogitNormalTimes:
     ) -> tuple[Tensor, Tensor]:
         """(t, r), float32 of shape (batch,); drawn on the generator's device, then moved to ``device``."""
         draws = torch.randn(2, batch, generator=generator, device=_device(generator, device))
-        return _pair(
-            torch.sigmoid(self.mean + self.std * draws), self.interval_share, self.endpoint_share, device
-        )
+        return _pair(torch.sigmoid(self.mean + self.std * draws), self.interval_share, self.endpoint_share, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,5 @@ def _check_shares(interval_share: float, endpoint_share: float) -> None:
             raise ValueError(f"{name} must lie in [0, 1]; got {value}")
 
 
-def _device(
-    generator: torch.Generator | None, device: torch.device | str | None
-) -> torch.device | str | None:
+def _device(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device | str | None:
     return device if generator is None else generator.device

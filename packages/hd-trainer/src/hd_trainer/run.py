@@ -101,10 +101,12 @@ def train_stage(
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
     task = prepare[stage]()
     claim(settings, out)
-    sources = {"teacher": {}, "trajectory": {"teacher": teacher_folder}}.get(
-        stage, {"teacher": teacher_folder, "student": student_folder}
-    )
-    note_sources(make_folder(out / stage), sources)
+    needs: dict[str, dict[str, Path]] = {
+        "teacher": {},
+        "trajectory": {"teacher": teacher_folder},
+        "distribution": {"teacher": teacher_folder, "student": student_folder},
+    }
+    note_sources(make_folder(out / stage), needs[stage])
     loop.train(task, out / stage, settings.loop)
 
 

@@ -95,7 +95,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def command_line(settings: Settings) -> str:
     """The command that makes this run: the recipe, and a flag for every setting that differs from it."""
-    candidates = []
+    candidates: list[list[str]] = []
     for smoke in (False, True):
         recipe = to_json(load_recipe(settings.recipe, smoke=smoke))
         flags = [f"--{name.replace('_', '-')} {value}" for name, value in _changed(to_json(settings), recipe)]
