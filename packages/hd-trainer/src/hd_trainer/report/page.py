@@ -100,7 +100,8 @@ def command_line(settings: Settings) -> str:
         recipe = to_json(load_recipe(settings.recipe, smoke=smoke))
         flags = [f"--{name.replace('_', '-')} {value}" for name, value in _changed(to_json(settings), recipe)]
         candidates.append(["hdistill run", settings.recipe, *["--smoke"] * smoke, *flags])
-    return " ".join(min(candidates, key=len))
+    shortest = min(candidates, key=lambda words: len(words))
+    return " ".join(shortest)
 
 
 def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
