@@ -128,7 +128,8 @@ def note_sources(folder: Path, sources: dict[str, Path]) -> None:
                 f"{folder} was begun from another {name} than the one in {found[name]['folder']}; "
                 "choose another --out or remove it"
             )
-    write_json(path, found)
+    if not path.exists():
+        write_json(path, found)
 
 
 def evaluate(settings: Settings, out: Path) -> list[evaluation.Row]:
