@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from hd_trainer.errors import UserError
 from hd_trainer.settings import Settings
 
 T = TypeVar("T")
@@ -82,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "report": _report,
     }
-    from hd_trainer.errors import UserError
     from hd_trainer.loop import Stopped
 
     try:
@@ -127,8 +127,8 @@ def _run(arguments: list[str]) -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    from hd_trainer.errors import UserError
-    from hd_trainer.run import STAGES, check, train_stage
+    from hd_trainer.run import check, train_stage
+    from hd_trainer.stages import STAGES
 
     if not arguments or arguments[0] in HELP_FLAGS:
         _print_usage("train STAGE")
@@ -174,7 +174,6 @@ def _report(arguments: list[str]) -> None:
 
 def _settings_from(command: str, arguments: list[str]) -> tuple[Settings, Path, dict[str, Path]]:
     """(settings, run folder, weights given) from ``RECIPE [flags]``; the flags and their defaults are the recipe's."""
-    from hd_trainer.errors import UserError
     from hd_trainer.recipes import RECIPES, load_recipe
 
     if not arguments or arguments[0].startswith("-"):
@@ -213,8 +212,6 @@ class _TrainOptions(_RunOptions):
 
 def _parse(kind: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
     """tyro's parser; its framed errors become the one line that every error of this command is."""
-    from hd_trainer.errors import UserError
-
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed):

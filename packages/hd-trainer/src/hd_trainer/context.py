@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 import hd_zoo
@@ -10,7 +9,7 @@ from hd_trainer.data import load_data
 from hd_trainer.device import choose_device
 from hd_trainer.errors import UserError
 from hd_trainer.settings import Settings
-from hd_trainer.stages.common import Context
+from hd_trainer.stages.common import Context, seeded
 
 
 def make_context(settings: Settings) -> Context:
@@ -26,8 +25,7 @@ def make_context(settings: Settings) -> Context:
 def fresh_network(settings: Settings, context: Context) -> nn.Module:
     """The teacher's network with weights that are a function of the seed; the global generator is left alone."""
     channels, _, size = context.data.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         try:
             network = hd_zoo.create_model(
                 settings.model.name,

@@ -18,11 +18,10 @@ from hd_trainer.errors import UserError
 from hd_trainer.files import make_folder, read_json, write_json
 from hd_trainer.report import write_report
 from hd_trainer.settings import Settings, differences, from_json, to_json
-from hd_trainer.stages import distribution, teacher, trajectory
+from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.common import Context, load_network
 from hd_trainer.stages.critic import check_layers
 
-STAGES = ("teacher", "trajectory", "distribution")
 RECIPE, SOURCES = "recipe.json", "sources.json"
 
 

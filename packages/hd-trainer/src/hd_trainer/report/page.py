@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import hd_trainer
 import hd_zoo
 from hd_awd import FeatureTap
+from hd_meanflow import interpolate
 from hd_trainer.context import make_context
 from hd_trainer.data import ImageData
 from hd_trainer.errors import UserError
@@ -20,6 +21,7 @@ from hd_trainer.files import make_folder, read_json, write_atomically
 from hd_trainer.recipes import load_recipe
 from hd_trainer.report import figures
 from hd_trainer.settings import Settings, to_json
+from hd_trainer.stages import STAGES
 from hd_trainer.stages.common import Context, load_network
 from hd_trainer.stages.critic import load_discriminator
 
@@ -42,8 +44,7 @@ def write_report(settings: Settings, out: Path) -> Path:
         raise UserError(f"{out / RESULTS} is damaged; run: hdistill evaluate {out}")
     make_folder(out)
     context = make_context(settings)
-    stages = ("teacher", "trajectory", "distribution")
-    networks = {stage: load_network(out / stage, context.data, context.device) for stage in stages}
+    networks = {stage: load_network(out / stage, context.data, context.device) for stage in STAGES}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hd_trainer", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -59,7 +60,7 @@ def write_report(settings: Settings, out: Path) -> Path:
         summary=summarise(rows),
         samples={name: figures.picture(images, 10) for name, images in samples.items()},
         neighbours=figures.picture(_with_neighbours(samples["distribution"][:10], context.data), 10),
-        curves={stage: figures.curves(out / stage, stage) for stage in stages},
+        curves={stage: figures.curves(out / stage, stage) for stage in STAGES},
         trade_off=figures.trade_off(rows, f"FD-{context.data.name}", rows[0]["fd"]),
         weights=_token_weights(context, networks["teacher"], samples["distribution"], out),
         command=command_line(settings),
@@ -80,7 +81,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["steps"]):
         by_name.setdefault(row["name"], []).append(row)
-    missing = [name for name in ("teacher", "trajectory", "distribution") if name not in by_name]
+    missing = [name for name in STAGES if name not in by_name]
     if missing:
         raise UserError(f"the evaluation has no row for {', '.join(missing)}; train that stage, then evaluate again")
     teacher, first, second = by_name["teacher"][-1], by_name["trajectory"][0], by_name["distribution"][0]
@@ -144,18 +145,20 @@ def _token_weights(context: Context, teacher: nn.Module, fake: Tensor, out: Path
     firsts = torch.stack([(context.data.held_out_labels == label).nonzero()[0, 0] for label in classes])
     labels = classes.to(context.device)
     noise = hd_zoo.seeded_noise(context.data.shape, range(len(labels)), device=context.device)
-    found: dict[str, list[Tensor]] = {}
-    for kind, images in (("real", context.data.held_out[firsts].to(context.device)), ("fake", fake[: len(labels)])):
-        t = torch.full((len(labels),), WEIGHT_LEVEL, device=context.device)
-        x_t = (1 - WEIGHT_LEVEL) * images + WEIGHT_LEVEL * noise
-        found[kind] = discriminator.to(context.device).token_weights(tap(x_t, t, labels=labels))
+    images = {"real": context.data.held_out[firsts].to(context.device), "fake": fake[: len(labels)]}
+    t = torch.full((len(labels),), WEIGHT_LEVEL, device=context.device)
+    discriminator.to(context.device)
+    found = {
+        kind: discriminator.token_weights(tap(interpolate(one, noise, t), t, labels=labels))
+        for kind, one in images.items()
+    }
     shown = []
     for index, layer in enumerate(layers):
         entry: dict[str, Any] = {"layer": layer}
-        for kind, images in (("real", context.data.held_out[firsts]), ("fake", fake[: len(labels)])):
+        for kind, one in images.items():
             weights = found[kind][index].mean(dim=1).cpu()
             side = round(weights.shape[1] ** 0.5)
-            entry[kind] = figures.heatmaps(images, weights.reshape(len(weights), side, side))
+            entry[kind] = figures.heatmaps(one, weights.reshape(len(weights), side, side))
             # 1 is uniform; the number of tokens is all weight on one.
             entry[f"{kind}_peak"] = float(weights.amax(dim=1).mean() * weights.shape[1])
         shown.append(entry)

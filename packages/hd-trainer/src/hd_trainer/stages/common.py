@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,20 @@ def guided(field: nn.Module, scale: float, interval: tuple[float, float]) -> nn.
     return hd_zoo.Guidance(field, scale, interval, null={"labels": field.null_label})
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, what draws from the global generator is a function of the seed; afterwards it stands where it stood."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def seeded_student(network: nn.Module, seed: int) -> nn.Module:
     """A trainable student that starts as ``network``'s copy; the new embedding's first layer is a function of the seed.
 
     The global generator is left alone: a run that is stopped before its first checkpoint starts again as it did.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return hd_zoo.to_student(network).requires_grad_(True).train()
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,7 +17,7 @@ from hd_awd import Discriminator, FeatureTap
 from hd_trainer.errors import UserError, check_choice
 from hd_trainer.files import read_json, write_atomically, write_json
 from hd_trainer.optim import OptimizerSettings
-from hd_trainer.stages.common import check_positive
+from hd_trainer.stages.common import check_positive, seeded
 
 WEIGHTS, FACTS = "discriminator.safetensors", "discriminator.json"
 
@@ -85,8 +84,7 @@ def check_layers(settings: AdversarySettings, teacher: nn.Module) -> FeatureTap:
 
 def seeded_discriminator(settings: AdversarySettings, widths: Sequence[int], seed: int) -> Discriminator:
     """A fresh discriminator whose weights are a function of the seed; the global generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _build(dataclasses.asdict(settings), widths)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,10 +67,5 @@ def prepare(settings: TeacherSettings, context: Context, network: nn.Module) -> 
         optimizers={"network": optimizer},
         step=step,
         sample=lambda: hd_zoo.sample_ode(average, grid_noise, 25, labels=grid_labels),
-        save=lambda folder: save_teacher(average, network, folder, settings.steps),
+        save=lambda folder: save_network(average, network, folder, stage="teacher", steps=settings.steps),
     )
-
-
-def save_teacher(average: nn.Module, network: nn.Module, folder: Path, steps: int) -> None:
-    """Write the averaged weights as ``folder/model.safetensors``."""
-    save_network(average, network, folder, stage="teacher", steps=steps)
