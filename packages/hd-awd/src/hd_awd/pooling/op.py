@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Literal, overload
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from hd_awd.pooling.autograd import pool
+from hd_awd.pooling.availability import why_not_triton
 from hd_awd.pooling.folded import attention_pool_folded
+
+BACKENDS = ("auto", "triton", "torch")
 
 
 @overload
@@ -19,6 +24,7 @@ def attention_pool(
     eps: float = ...,
     *,
     return_weights: Literal[False] = ...,
+    backend: str = ...,
 ) -> Tensor: ...
 @overload
 def attention_pool(
@@ -29,6 +35,7 @@ def attention_pool(
     eps: float = ...,
     *,
     return_weights: Literal[True],
+    backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def attention_pool(
     tokens: Tensor,
@@ -38,6 +45,7 @@ def attention_pool(
     eps: float = 1e-6,
     *,
     return_weights: bool = False,
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Pool layer-normalised tokens by the attention of learned queries [HD's AWD; the exact form is ours].
 
@@ -55,19 +63,49 @@ def attention_pool(
             tokens are all masked pools to zero, with zero weights.
         eps: added to the variance, > 0.
         return_weights: also return a.
+        backend: "triton" for the fused kernels, "torch" for PyTorch's operations, "auto" for the kernels where
+            :func:`why_not_triton` has no objection.
 
     Returns:
         z (B, M, C) in tokens' dtype (arithmetic in float32 or better), and with ``return_weights`` also
-        a (B, M, N) in float32 or better. Differentiable, also twice, in tokens, queries and bias.
+        a (B, M, N) in float32 or better. Differentiable in tokens, queries and bias: twice in reverse mode, and in
+        forward mode and under torch.func's transforms, which take PyTorch's operations.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or eps <= 0.
+        ValueError: for shapes or dtypes that do not fit, eps <= 0, or an unknown backend.
+        RuntimeError: for backend "triton" where it cannot be used, with the reason.
     """
     _check(tokens, queries, bias, mask, eps)
-    with torch.autocast(tokens.device.type, enabled=False):
-        pooled, weights = attention_pool_folded(tokens, queries, bias, mask, eps)
+    triton = _takes_triton(backend, tokens, queries)
+    # A compiler fuses plain operations itself.
+    if not triton and (torch.compiler.is_compiling() or _transformed()):
+        with torch.autocast(tokens.device.type, enabled=False):
+            pooled, weights = attention_pool_folded(tokens, queries, bias, mask, eps)
+    else:
+        if bias is not None:
+            bias = bias.expand(len(tokens), len(queries), tokens.shape[1])
+        pooled, weights = pool(tokens, queries, bias, mask, eps, return_weights, triton)
     pooled = pooled.to(tokens.dtype)
     return (pooled, weights) if return_weights else pooled
+
+
+def _takes_triton(backend: str, tokens: Tensor, queries: Tensor) -> bool:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    if backend == "torch" or (backend == "auto" and tokens.device.type != "cuda"):
+        return False
+    reason = why_not_triton(tokens, queries)
+    if reason is None and not torch.compiler.is_compiling() and _transformed():
+        reason = "its kernels have no forward-mode derivative and no rule for torch.func's transforms"
+    if reason is not None and backend == "triton":
+        raise RuntimeError(f'backend "triton" cannot be used here: {reason}')
+    return reason is None
+
+
+def _transformed() -> bool:
+    """Whether forward-mode differentiation or one of torch.func's transforms is going on."""
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active or forward_ad._current_level >= 0
 
 
 def _check(tokens: Tensor, queries: Tensor, bias: Tensor | None, mask: Tensor | None, eps: float) -> None:

@@ -1,0 +1,206 @@
+"""The pooling as two operators known to PyTorch, and the autograd that ties them together.
+
+The operators have shape functions, so torch.compile puts them into a graph as they are. Neither carries a derivative of its own:
+:class:`_Pool` does, because a forward-mode derivative of a custom operator would silently be zero, where a
+:class:`torch.autograd.Function` without one raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hd_awd.pooling import blocks
+from hd_awd.pooling.folded import attention_pool_folded
+
+
+@torch.library.custom_op("hd_awd::attention_pool", mutates_args=())
+def pool_op(
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    want_weights: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """pooled (B, M, C), lse (B, M) and weights (B, M, N), as :func:`hd_awd.pooling.blocks.pool_forward` returns them."""
+    if triton:
+        from hd_awd.pooling.kernels import launch
+
+        return launch.pool_forward(tokens, queries, bias, mask, eps, want_weights)
+    return blocks.pool_forward(tokens, queries, bias, mask, eps, want_weights)
+
+
+@pool_op.register_fake
+def _(
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    want_weights: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, count, width = tokens.shape
+    pooled = tokens.new_empty((batch, len(queries), width), dtype=torch.promote_types(tokens.dtype, torch.float32))
+    weights = pooled.new_empty((batch, len(queries), count) if want_weights else (0,))
+    return pooled, pooled.new_empty((batch, len(queries))), weights
+
+
+@torch.library.custom_op("hd_awd::attention_pool_backward", mutates_args=())
+def pool_backward_op(
+    grad_pooled: Tensor,
+    grad_weights: Tensor | None,
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    eps: float,
+    want_bias: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of tokens, queries and scores, as :func:`hd_awd.pooling.blocks.pool_backward` returns them."""
+    arguments = (grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_bias)
+    if triton:
+        from hd_awd.pooling.kernels import launch
+
+        return launch.pool_backward(*arguments)
+    return blocks.pool_backward(*arguments)
+
+
+@pool_backward_op.register_fake
+def _(
+    grad_pooled: Tensor,
+    grad_weights: Tensor | None,
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    eps: float,
+    want_bias: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (tokens.shape[0], queries.shape[0], tokens.shape[1]) if want_bias else (0,)
+    return torch.empty_like(tokens), grad_pooled.new_empty(queries.shape), grad_pooled.new_empty(shape)
+
+
+def pool(
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    want_weights: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor]:
+    """pooled (B, M, C) and weights (B, M, N), or without elements, in float32 or better; ``bias`` is (B, M, N).
+
+    Differentiable twice in reverse mode; forward mode raises.
+    """
+    pooled, weights, _ = _Pool.apply(tokens, queries, bias, mask, eps, want_weights, triton)
+    return pooled, weights
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        tokens: Tensor,
+        queries: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        eps: float,
+        want_weights: bool,
+        triton: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pooled, lse, weights = pool_op(tokens, queries, bias, mask, eps, want_weights, triton)
+        return pooled, weights, lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        tokens, queries, bias, mask, ctx.eps, ctx.want_weights, ctx.triton = inputs
+        pooled, weights, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(tokens, queries, bias, mask, pooled, weights, lse)
+
+    @staticmethod
+    def backward(ctx: Any, grad_pooled: Tensor | None, grad_weights: Tensor | None, _: Tensor | None) -> Any:
+        tokens, queries, bias, mask, pooled, weights, lse = ctx.saved_tensors
+        if grad_pooled is None:
+            grad_pooled = torch.zeros_like(pooled)
+        want_bias = ctx.needs_input_grad[2]
+        pool_backward = _PoolBackward.apply if torch.is_grad_enabled() else _first_order
+        grads = pool_backward(
+            grad_pooled,
+            grad_weights if ctx.want_weights else None,
+            tokens,
+            queries,
+            bias,
+            mask,
+            pooled,
+            weights,
+            lse,
+            ctx.eps,
+            want_bias,
+            ctx.triton,
+        )
+        return grads[0], grads[1].to(queries.dtype), grads[2].to(bias.dtype) if want_bias else None, *[None] * 4
+
+
+def _first_order(
+    grad_pooled: Tensor,
+    grad_weights: Tensor | None,
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    pooled: Tensor,
+    weights: Tensor,
+    lse: Tensor,
+    eps: float,
+    want_bias: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator, given what follows from the forward pass: delta_m = sum_n a_mn (dz_m . x_n + da_mn)."""
+    delta = (grad_pooled * pooled).sum(dim=-1)
+    if grad_weights is not None:
+        delta = delta + (grad_weights * weights).sum(dim=-1)
+    return pool_backward_op(
+        grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_bias, triton
+    )
+
+
+class _PoolBackward(torch.autograd.Function):
+    """:func:`_first_order` with a derivative: that of the same gradient as autograd writes it for the PyTorch path."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        grad_pooled, grad_weights, tokens, queries, bias, mask, *_, ctx.eps, ctx.want_bias, _triton = inputs
+        ctx.save_for_backward(grad_pooled, grad_weights, tokens, queries, bias, mask)
+        return _first_order(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        *inputs, mask = ctx.saved_tensors
+        leaves = [None if one is None else one.detach().requires_grad_() for one in inputs]
+        given = [one for one in leaves if one is not None]
+        grad_pooled, grad_weights, tokens, queries, bias = leaves
+        with torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
+            pooled, weights = attention_pool_folded(tokens, queries, bias, mask, ctx.eps)
+            outputs, starts = [pooled], [grad_pooled]
+            if grad_weights is not None:
+                outputs, starts = [pooled, weights], [grad_pooled, grad_weights]
+            wanted = [tokens, queries, bias] if ctx.want_bias else [tokens, queries]
+            first = torch.autograd.grad(outputs, wanted, starts, create_graph=True)
+        starts = [grad.to(one.dtype) for grad, one in zip(grads, first, strict=False)]
+        second = iter(torch.autograd.grad(first, given, starts, allow_unused=True))
+        return *(None if one is None else next(second) for one in leaves), *[None] * 7

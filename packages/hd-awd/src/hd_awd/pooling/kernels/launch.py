@@ -1,0 +1,204 @@
+"""From tensors to kernels: chooses a plan, allocates, launches, and merges what was split."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hd_awd.pooling.kernels import one_pass, two_pass
+from hd_awd.pooling.kernels.plan import STAGES, TWO_PASS, Plan, make_plan, power_of_two
+
+OFFSETS = 2**31 - 1  # within a sample the kernels count in 32 bits
+
+
+def pool_forward(
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    want_weights: bool,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`hd_awd.pooling.blocks.pool_forward`; ``plan`` is made from the shape if not given."""
+    tokens, queries = _reachable(tokens), queries.float().contiguous()
+    plan = plan or _plan("forward", tokens, len(queries))
+    (batch, count, width), amount = tokens.shape, len(queries)
+    pooled = queries.new_empty(batch, amount, width)
+    lse = queries.new_empty(batch, amount)
+    if batch == 0:
+        return pooled, lse, queries.new_empty((0, amount, count) if want_weights else (0,))
+    with _device(tokens):
+        if plan.passes == 1:
+            scores = queries.new_empty(batch, amount, count) if want_weights else None
+            _one_pass_forward(plan, tokens, queries, bias, mask, eps, pooled, lse, scores)
+            weights = queries.new_empty(0) if scores is None else scores.sub_(lse[..., None]).exp_()
+            return pooled, lse, weights
+        scores, mean, inverse = _project(tokens, queries[None], eps)
+        weights, lse = _softmax(scores, bias, mask)
+        parts = pooled[:, None] if plan.splits == 1 else pooled.new_empty(batch, plan.splits, amount, width)
+        two_pass.combine[_two_pass_grid(plan, tokens)](
+            tokens, weights, mean, inverse, parts, count, plan.tokens_per_split, *tokens.stride(), **_chunked(plan, tokens, amount)
+        )  # fmt: skip
+        pooled = parts.sum(dim=1) if plan.splits > 1 else pooled
+        return pooled, lse, weights if want_weights else queries.new_empty(0)
+
+
+def pool_backward(
+    grad_pooled: Tensor,
+    grad_weights: Tensor | None,
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    eps: float,
+    want_bias: bool,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`hd_awd.pooling.blocks.pool_backward`; every program's part of dq is summed in a fixed order."""
+    tokens, queries = _reachable(tokens), queries.float().contiguous()
+    plan = plan or _plan("backward", tokens, len(queries))
+    (batch, count, width), amount = tokens.shape, len(queries)
+    grad_tokens = torch.empty_like(tokens)
+    grad_scores = queries.new_empty((batch, amount, count) if want_bias else (0,))
+    if batch == 0:
+        return grad_tokens, torch.zeros_like(queries), grad_scores
+    parts = queries.new_empty(batch * plan.splits, amount, width)
+    grad_pooled = grad_pooled.contiguous()
+    grad_weights = None if grad_weights is None else grad_weights.contiguous()
+    with _device(tokens):
+        if plan.passes == 1:
+            one_pass.backward[(batch, plan.splits)](
+                tokens, queries, grad_pooled, lse, delta, bias, mask, grad_weights, grad_tokens, parts,
+                grad_scores if want_bias else None, count, plan.tokens_per_split, eps,
+                *tokens.stride(), *_strides(bias, 3), *_strides(mask, 2), *grad_tokens.stride(),
+                **_whole_rows(plan, tokens, amount),
+            )  # fmt: skip
+            return grad_tokens, parts.sum(dim=0), grad_scores
+        queries, dz = _centred(queries), _centred(grad_pooled)
+        both, mean, inverse = _project(tokens, torch.cat([queries.expand_as(dz), dz], dim=1), eps)
+        score, g = both.split(amount, dim=1)
+        a = (_logits(score, bias, mask) - lse[..., None]).exp_()
+        ds = a * ((g if grad_weights is None else g + grad_weights) - delta[..., None])
+        along = (a * g + ds * score).sum(dim=1) / width
+        two_pass.spread[_two_pass_grid(plan, tokens)](
+            tokens, queries, dz, a, ds, mean, inverse, along, grad_tokens, parts, count, plan.tokens_per_split,
+            *tokens.stride(), *grad_tokens.stride(), **_chunked(plan, tokens, amount),
+        )  # fmt: skip
+        return grad_tokens, parts.sum(dim=0), ds if want_bias else grad_scores
+
+
+def _one_pass_forward(
+    plan: Plan,
+    tokens: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    pooled: Tensor,
+    lse: Tensor,
+    scores: Tensor | None,
+) -> None:
+    (batch, count, width), amount = tokens.shape, len(queries)
+    z, total = pooled, lse
+    if plan.splits > 1:
+        z = pooled.new_empty(batch, plan.splits, amount, width)
+        total = lse.new_empty(batch, plan.splits, amount)
+    one_pass.forward[(batch, plan.splits)](
+        tokens, queries, bias, mask, z, total, scores, count, plan.tokens_per_split, eps,
+        *tokens.stride(), *_strides(bias, 3), *_strides(mask, 2), **_whole_rows(plan, tokens, amount),
+    )  # fmt: skip
+    if plan.splits > 1:
+        block = min(1024, power_of_two(width))
+        one_pass.merge[(batch * amount, -(-width // block))](
+            z, total, pooled, lse, plan.splits, COUNT=amount, WIDTH=width, BLOCK_C=block
+        )
+
+
+def _project(tokens: Tensor, vectors: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """v_m . LN(h_n) (B, M, N), mean and 1/sigma (B, N); vectors (B or 1, M, C)."""
+    (batch, count, width), amount = tokens.shape, vectors.shape[1]
+    products = vectors.new_empty(batch, amount, count)
+    mean, inverse = vectors.new_empty(batch, count), vectors.new_empty(batch, count)
+    two_pass.project[(batch, -(-count // TWO_PASS["project_n"]))](
+        tokens, vectors, products, mean, inverse, count, eps, *tokens.stride(), vectors.stride(0) * (len(vectors) > 1),
+        WIDTH=width, COUNT=amount, QUERIES=max(16, power_of_two(amount)), BLOCK_N=TWO_PASS["project_n"],
+        BLOCK_C=TWO_PASS["project_c"], STAGES=STAGES, num_warps=TWO_PASS["warps"],
+    )  # fmt: skip
+    return products, mean, inverse
+
+
+def _softmax(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """weights (B, M, N) and lse (B, M); a sample without a token has zero weights and lse +inf."""
+    logits = _logits(scores, bias, mask)
+    lse = logits.logsumexp(dim=-1)
+    lse = lse.masked_fill(lse == float("-inf"), float("inf"))
+    return (logits - lse[..., None]).exp_(), lse
+
+
+def _logits(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    if bias is not None:
+        scores = scores + bias
+    return scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))
+
+
+def _centred(vectors: Tensor) -> Tensor:
+    return vectors - vectors.mean(dim=-1, keepdim=True)
+
+
+def _whole_rows(plan: Plan, tokens: Tensor, amount: int) -> dict[str, Any]:
+    """Compile-time arguments of the one-pass kernels."""
+    threads = plan.warps * _lanes(tokens.device)
+    sizes = {"WIDTH": tokens.shape[2], "COUNT": amount, "QUERIES": power_of_two(amount), "BLOCK_N": plan.block_n}
+    row = {"HEAD": plan.head, "TAIL": plan.tail, "THREADS": threads, "STAGES": STAGES}
+    return {**sizes, **row, "num_warps": plan.warps}
+
+
+def _chunked(plan: Plan, tokens: Tensor, amount: int) -> dict[str, Any]:
+    """Compile-time arguments of the two-pass kernels that walk over tokens."""
+    threads, width = plan.warps * _lanes(tokens.device), tokens.shape[2]
+    sizes = {"WIDTH": width, "COUNT": amount, "QUERIES": power_of_two(amount), "BLOCK_N": plan.block_n}
+    row = {"BLOCK_C": plan.head, "PADDED": width % plan.head != 0, "THREADS": threads, "STAGES": STAGES}
+    return {**sizes, **row, "num_warps": plan.warps}
+
+
+def _two_pass_grid(plan: Plan, tokens: Tensor) -> tuple[int, int, int]:
+    return len(tokens), plan.splits, -(-tokens.shape[2] // plan.head)
+
+
+def _strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
+    return (0,) * dimensions if tensor is None else tensor.stride()
+
+
+def _reachable(tokens: Tensor) -> Tensor:
+    """The tokens, copied only where a sample's far end is out of reach of 32 bits."""
+    extent = sum((size - 1) * stride for size, stride in zip(tokens.shape[1:], tokens.stride()[1:], strict=True))
+    return tokens.contiguous() if extent > OFFSETS else tokens
+
+
+def _plan(direction: str, tokens: Tensor, amount: int) -> Plan:
+    lanes, processors = _device_facts(tokens.device)
+    return make_plan(direction, *tokens.shape, amount, tokens.element_size(), lanes=lanes, processors=processors)
+
+
+def _lanes(device: torch.device) -> int:
+    return _device_facts(device)[0]
+
+
+@functools.cache
+def _device_facts(device: torch.device) -> tuple[int, int]:
+    """(threads of a warp, multiprocessors); in the interpreter a small device, so that splits occur."""
+    if device.type != "cuda":
+        return 32, 8
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "warp_size", 32), properties.multi_processor_count
+
+
+def _device(tokens: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(tokens.device) if tokens.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,128 @@
+"""Which kernel, tile and grid: chosen from the shape by a count of registers, never by trying. No Triton is needed here.
+
+What was counted on (compiled ahead of time; ``tools/kernel_resources.py`` holds every choice against real targets):
+
+* One pass needs M x C of state in registers: two of them forward (queries, running sums), three backward (queries, dz, dq).
+  Beside them stand the tile and, per query, the partial sums of the tile's products before they are exchanged.
+* All warps lie along the channels, each thread with up to 16 bytes of neighbours: as many warps as a row gives work.
+* Where no tile of a single token fits, or the row is too long, two passes read the tokens twice.
+* Tokens of a sample are split over programs until the device has two for each of its processors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STAGES = 3  # tiles in flight; each waits in shared memory
+TILE_BYTES = 64 * 1024  # of shared memory, all stages: at least one program of any target, three of a data-centre GPU's
+REGISTERS = {"forward": 240, "backward": 221}  # of 255 a thread, by the counts below
+REGISTERS_16_WARPS = {"forward": 128, "backward": 140}  # 65,536 registers over 512 threads leave 128; counts run high there
+SPLIT_TOKENS = 32  # the least that is worth a program
+TWO_PASS = {"block_c": 256, "project_n": 32, "project_c": 64, "warps": 4}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call runs.
+
+    Attributes:
+        passes: how often the tokens are read, 1 or 2.
+        block_n: tokens in a tile.
+        head, tail: channels of a row in two powers of two, tail possibly 0; for two passes the chunk of channels and 0.
+        warps: of a program.
+        tokens_per_split: how many tokens of a sample a program walks over.
+        splits: programs per sample.
+    """
+
+    passes: int
+    block_n: int
+    head: int
+    tail: int
+    warps: int
+    tokens_per_split: int
+    splits: int
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is not below value >= 1."""
+    return 1 << (value - 1).bit_length()
+
+
+def make_plan(
+    direction: str,
+    batch: int,
+    count: int,
+    width: int,
+    amount: int,
+    itemsize: int,
+    *,
+    lanes: int = 32,
+    processors: int = 128,
+) -> Plan:
+    """The plan for B = batch, N = count, C = width, M = amount and tokens of itemsize bytes.
+
+    Args:
+        direction: "forward" or "backward".
+        lanes: threads of a warp: 32, or 64 on AMD's data-centre GPUs.
+        processors: multiprocessors of the device.
+    """
+    tile = _one_pass_tile(direction, width, amount, itemsize, lanes)
+    if tile is None:
+        passes, warps, tail = 2, TWO_PASS["warps"], 0
+        head = min(TWO_PASS["block_c"], max(lanes * warps, power_of_two(width)))
+        block_n = max(1, 32 // power_of_two(amount))
+        programs = batch * -(-width // head)
+    else:
+        passes, programs = 1, batch
+        warps, block_n, head, tail = tile
+    splits = max(1, min(-(-2 * processors // max(1, programs)), count // SPLIT_TOKENS))
+    per_split = -(-count // splits)
+    per_split = -(-per_split // block_n) * block_n
+    return Plan(passes, block_n, head, tail, warps, per_split, -(-count // per_split))
+
+
+def _one_pass_tile(
+    direction: str, width: int, amount: int, itemsize: int, lanes: int
+) -> tuple[int, int, int, int] | None:
+    """(warps, block_n, head, tail) of the first choice that fits and keeps four tokens, else the best that fits."""
+    best = None
+    for warps in _warps(width, itemsize, lanes):
+        head, tail = _row(width, lanes * warps)
+        for block_n in (16, 8, 4, 2, 1):
+            if _fits(direction, block_n, (head + tail) // (lanes * warps), amount, warps) and (
+                block_n == 1 or STAGES * block_n * width * itemsize <= TILE_BYTES
+            ):
+                if best is None or block_n > best[1]:
+                    best = (warps, block_n, head, tail)
+                break
+        if best is not None and best[1] >= 4:
+            break
+    return best
+
+
+def _warps(width: int, itemsize: int, lanes: int) -> list[int]:
+    """Warps to try: first so many that each thread reads 16 bytes of the head, then twice and four times as many."""
+    head = max(lanes, 1 << (width.bit_length() - 1))
+    first = min(8, max(1, head * itemsize // (16 * lanes)))
+    return [warps for warps in (first, 2 * first, 4 * first) if warps <= 16 and lanes * warps <= max(lanes, head)]
+
+
+def _row(width: int, threads: int) -> tuple[int, int]:
+    """head + tail >= width, both powers of two with a channel for every thread; tail 0 if it would save nothing."""
+    whole = max(threads, power_of_two(width))
+    head = whole // 2
+    if head < threads or width <= head:
+        return whole, 0
+    tail = max(threads, power_of_two(width - head))
+    return (head, tail) if tail < head else (whole, 0)
+
+
+def _fits(direction: str, block_n: int, channels: int, amount: int, warps: int) -> bool:
+    """Whether a thread with so many channels of a row has the registers; the coefficients were fitted to ptxas."""
+    queries = power_of_two(amount)
+    if direction == "forward":
+        needed = 2 * queries * channels + block_n * channels + 2 * block_n * queries + 32
+    else:
+        needed = 3.9 * queries * channels + 2 * block_n * channels + 3 * block_n * queries + 20
+    limit = REGISTERS_16_WARPS if warps >= 16 else REGISTERS
+    return needed <= limit[direction]
