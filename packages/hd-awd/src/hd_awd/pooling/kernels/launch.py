@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hd_awd.pooling.kernels import one_pass, two_pass
-from hd_awd.pooling.kernels.plan import STAGES, TWO_PASS, Plan, make_plan, power_of_two
+from hd_awd.pooling.kernels.plan import TWO_PASS, Plan, make_plan, power_of_two
 
 OFFSETS = 2**31 - 1  # within a sample the kernels count in 32 bits
 
@@ -38,7 +38,7 @@ def pool_forward(
             _one_pass_forward(plan, tokens, queries, bias, mask, eps, pooled, lse, scores)
             weights = queries.new_empty(0) if scores is None else scores.sub_(lse[..., None]).exp_()
             return pooled, lse, weights
-        scores, mean, inverse = _project(tokens, queries[None], eps)
+        scores, mean, inverse = _project(plan, tokens, queries[None], eps)
         weights, lse = _softmax(scores, bias, mask)
         parts = pooled[:, None] if plan.splits == 1 else pooled.new_empty(batch, plan.splits, amount, width)
         two_pass.combine[_two_pass_grid(plan, tokens)](
@@ -82,7 +82,7 @@ def pool_backward(
             )  # fmt: skip
             return grad_tokens, parts.sum(dim=0), grad_scores
         queries, dz = _centred(queries), _centred(grad_pooled)
-        both, mean, inverse = _project(tokens, torch.cat([queries.expand_as(dz), dz], dim=1), eps)
+        both, mean, inverse = _project(plan, tokens, torch.cat([queries.expand_as(dz), dz], dim=1), eps)
         score, g = both.split(amount, dim=1)
         a = (_logits(score, bias, mask) - lse[..., None]).exp_()
         ds = a * ((g if grad_weights is None else g + grad_weights) - delta[..., None])
@@ -121,7 +121,7 @@ def _one_pass_forward(
         )
 
 
-def _project(tokens: Tensor, vectors: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _project(plan: Plan, tokens: Tensor, vectors: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """v_m . LN(h_n) (B, M, N), mean and 1/sigma (B, N); vectors (B or 1, M, C)."""
     (batch, count, width), amount = tokens.shape, vectors.shape[1]
     products = vectors.new_empty(batch, amount, count)
@@ -129,7 +129,7 @@ def _project(tokens: Tensor, vectors: Tensor, eps: float) -> tuple[Tensor, Tenso
     two_pass.project[(batch, -(-count // TWO_PASS["project_n"]))](
         tokens, vectors, products, mean, inverse, count, eps, *tokens.stride(), vectors.stride(0) * (len(vectors) > 1),
         WIDTH=width, COUNT=amount, QUERIES=max(16, power_of_two(amount)), BLOCK_N=TWO_PASS["project_n"],
-        BLOCK_C=TWO_PASS["project_c"], STAGES=STAGES, num_warps=TWO_PASS["warps"],
+        BLOCK_C=TWO_PASS["project_c"], STAGES=plan.stages, num_warps=TWO_PASS["warps"],
     )  # fmt: skip
     return products, mean, inverse
 
@@ -156,7 +156,7 @@ def _whole_rows(plan: Plan, tokens: Tensor, amount: int) -> dict[str, Any]:
     """Compile-time arguments of the one-pass kernels."""
     threads = plan.warps * _lanes(tokens.device)
     sizes = {"WIDTH": tokens.shape[2], "COUNT": amount, "QUERIES": power_of_two(amount), "BLOCK_N": plan.block_n}
-    row = {"HEAD": plan.head, "TAIL": plan.tail, "THREADS": threads, "STAGES": STAGES}
+    row = {"HEAD": plan.head, "TAIL": plan.tail, "THREADS": threads, "STAGES": plan.stages}
     return {**sizes, **row, "num_warps": plan.warps}
 
 
@@ -164,7 +164,7 @@ def _chunked(plan: Plan, tokens: Tensor, amount: int) -> dict[str, Any]:
     """Compile-time arguments of the two-pass kernels that walk over tokens."""
     threads, width = plan.warps * _lanes(tokens.device), tokens.shape[2]
     sizes = {"WIDTH": width, "COUNT": amount, "QUERIES": power_of_two(amount), "BLOCK_N": plan.block_n}
-    row = {"BLOCK_C": plan.head, "PADDED": width % plan.head != 0, "THREADS": threads, "STAGES": STAGES}
+    row = {"BLOCK_C": plan.head, "PADDED": width % plan.head != 0, "THREADS": threads, "STAGES": plan.stages}
     return {**sizes, **row, "num_warps": plan.warps}
 
 

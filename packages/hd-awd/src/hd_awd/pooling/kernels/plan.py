@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STAGES = 3  # tiles in flight; each waits in shared memory
+STAGES = {32: 3, 64: 2}  # tiles in flight by lanes of a warp; each waits in shared memory, on AMD in registers
 TILE_BYTES = 64 * 1024  # of shared memory, all stages: at least one program of any target, three of a data-centre GPU's
-REGISTERS = {"forward": 240, "backward": 221}  # of 255 a thread, by the counts below
+REGISTERS = {"forward": 236, "backward": 210}  # of 255 a thread, by the counts below
 REGISTERS_16_WARPS = {"forward": 128, "backward": 140}  # 65,536 registers over 512 threads leave 128; counts run high there
+REGISTERS_64_LANES, BLOCK_N_64_LANES = 190, 4  # AMD's compiler keeps more partial sums alive
 SPLIT_TOKENS = 32  # the least that is worth a program
 TWO_PASS = {"block_c": 256, "project_n": 32, "project_c": 64, "warps": 4}
 
@@ -30,6 +31,7 @@ class Plan:
         block_n: tokens in a tile.
         head, tail: channels of a row in two powers of two, tail possibly 0; for two passes the chunk of channels and 0.
         warps: of a program.
+        stages: tiles in flight.
         tokens_per_split: how many tokens of a sample a program walks over.
         splits: programs per sample.
     """
@@ -39,6 +41,7 @@ class Plan:
     head: int
     tail: int
     warps: int
+    stages: int
     tokens_per_split: int
     splits: int
 
@@ -78,7 +81,7 @@ def make_plan(
     splits = max(1, min(-(-2 * processors // max(1, programs)), count // SPLIT_TOKENS))
     per_split = -(-count // splits)
     per_split = -(-per_split // block_n) * block_n
-    return Plan(passes, block_n, head, tail, warps, per_split, -(-count // per_split))
+    return Plan(passes, block_n, head, tail, warps, STAGES[lanes], per_split, -(-count // per_split))
 
 
 def _one_pass_tile(
@@ -87,10 +90,11 @@ def _one_pass_tile(
     """(warps, block_n, head, tail) of the first choice that fits and keeps four tokens, else the best that fits."""
     best = None
     for warps in _warps(width, itemsize, lanes):
-        head, tail = _row(width, lanes * warps)
+        # On 64 lanes the compiler gives head and tail different layouts and moves tiles between them: no tail there.
+        head, tail = _row(width, lanes * warps) if lanes == 32 else (max(lanes * warps, power_of_two(width)), 0)
         for block_n in (16, 8, 4, 2, 1):
-            if _fits(direction, block_n, (head + tail) // (lanes * warps), amount, warps) and (
-                block_n == 1 or STAGES * block_n * width * itemsize <= TILE_BYTES
+            if _fits(direction, block_n, (head + tail) // (lanes * warps), amount, warps, lanes) and (
+                block_n == 1 or STAGES[lanes] * block_n * width * itemsize <= TILE_BYTES
             ):
                 if best is None or block_n > best[1]:
                     best = (warps, block_n, head, tail)
@@ -104,7 +108,7 @@ def _warps(width: int, itemsize: int, lanes: int) -> list[int]:
     """Warps to try: first so many that each thread reads 16 bytes of the head, then twice and four times as many."""
     head = max(lanes, 1 << (width.bit_length() - 1))
     first = min(8, max(1, head * itemsize // (16 * lanes)))
-    return [warps for warps in (first, 2 * first, 4 * first) if warps <= 16 and lanes * warps <= max(lanes, head)]
+    return [warps for warps in (first, 2 * first, 4 * first) if lanes * warps <= min(512, max(lanes, head))]
 
 
 def _row(width: int, threads: int) -> tuple[int, int]:
@@ -117,12 +121,14 @@ def _row(width: int, threads: int) -> tuple[int, int]:
     return (head, tail) if tail < head else (whole, 0)
 
 
-def _fits(direction: str, block_n: int, channels: int, amount: int, warps: int) -> bool:
+def _fits(direction: str, block_n: int, channels: int, amount: int, warps: int, lanes: int) -> bool:
     """Whether a thread with so many channels of a row has the registers; the coefficients were fitted to ptxas."""
     queries = power_of_two(amount)
     if direction == "forward":
         needed = 2 * queries * channels + block_n * channels + 2 * block_n * queries + 32
     else:
         needed = 3.9 * queries * channels + 2 * block_n * channels + 3 * block_n * queries + 20
+    if lanes == 64:
+        return needed <= REGISTERS_64_LANES and block_n <= BLOCK_N_64_LANES
     limit = REGISTERS_16_WARPS if warps >= 16 else REGISTERS
     return needed <= limit[direction]
