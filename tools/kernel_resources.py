@@ -1,10 +1,10 @@
-"""Compile every kernel of hd-awd's pooling for real GPUs, without one, and hold what it uses against the committed table.
+"""Compile hd-awd's kernels for real GPUs, without one, and hold what they use against the committed table.
 
-    python tools/kernel_resources.py             # check: fails on a spill, on too much shared memory, or on a drifted table
-    python tools/kernel_resources.py --write     # write the table anew (benchmarks/results/attention_pool_kernels.csv)
+    hatch run aot               # check: fails on a spill, on too much shared memory, or on a drifted table
+    hatch run aot --write       # write the table anew (benchmarks/results/attention_pool_kernels.csv)
 
-Shapes and kernels are not listed twice: the package's own launch code runs on the CPU with recorders in the kernels' places, and what
-it would have launched is compiled for each target.
+Shapes and kernels are not listed twice: the package's own launch code runs on the CPU with recorders in the kernels'
+places, and what it would have launched is compiled for each target.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def recording(lanes: int, processors: int) -> Iterator[list[tuple[str, dict[str,
         for name, kernel in KERNELS.items():
             module = one_pass if getattr(one_pass, name, None) is kernel else two_pass
             stack.enter_context(mock.patch.object(module, name, Recorder(name, calls)))
-        stack.enter_context(mock.patch.object(launch, "_device_facts", lambda device: (lanes, processors)))
+        stack.enter_context(mock.patch.object(launch, "_device_facts", return_value=(lanes, processors)))
         yield calls
 
 
@@ -164,7 +164,7 @@ def specialise(name: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], di
 
 
 def resources(compiled: Any) -> dict[str, object]:
-    """Registers of a thread, bytes of it that were spilled, shared memory of a program, as the assembler reports them."""
+    """Registers and spilled bytes of a thread, shared memory of a program, as the assembler reports them."""
     if "amdgcn" in compiled.asm:
         found = {
             name: int(re.search(rf"\.{name}:\s*(\d+)", compiled.asm["amdgcn"]).group(1))
@@ -254,7 +254,8 @@ def drift(table: list[dict[str, str]], targets: list[str]) -> list[str]:
         committed = [row for row in csv.DictReader(file) if row["target"] in targets]
     versions = {row.pop("triton") for row in committed}
     if versions != {triton.__version__}:
-        return [f"the table was made with Triton {', '.join(versions)}, this is {triton.__version__}: use that, or --write"]
+        made = ", ".join(versions)
+        return [f"the table was made with Triton {made}, this is {triton.__version__}: use that one, or --write"]
     ours = {tuple(row.values()) for row in table}
     theirs = {tuple(row[name] for name in COLUMNS) for row in committed}
     lines = [f"not in the table: {', '.join(row)}" for row in sorted(ours - theirs)]

@@ -1,7 +1,7 @@
 """Attention pooling of normalised tokens.
 
-``reference`` defines it, ``folded`` writes it so that autograd can follow, ``blocks`` computes it in PyTorch with a backward
-pass of its own, ``kernels`` does in Triton; ``autograd`` ties the last two to PyTorch, ``op`` is public.
+``reference`` defines it, ``folded`` writes it so that autograd can follow, ``blocks`` computes it in PyTorch with a
+backward pass of its own, ``kernels`` in Triton; ``autograd`` ties the last two to PyTorch, ``op`` is public.
 """
 
 from hd_awd.pooling.availability import why_not_triton

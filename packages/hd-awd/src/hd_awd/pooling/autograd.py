@@ -1,8 +1,8 @@
 """The pooling as two operators known to PyTorch, and the autograd that ties them together.
 
-The operators have shape functions, so torch.compile puts them into a graph as they are. Neither carries a derivative of its own:
-:class:`_Pool` does, because a forward-mode derivative of a custom operator would silently be zero, where a
-:class:`torch.autograd.Function` without one raises.
+The operators have shape functions, so torch.compile puts them into a graph as they are. Neither carries a derivative
+of its own: :class:`_Pool` does, because a forward-mode derivative of a custom operator would silently be zero, where
+a :class:`torch.autograd.Function` without one raises.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def pool_op(
     want_weights: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """pooled (B, M, C), lse (B, M) and weights (B, M, N), as :func:`hd_awd.pooling.blocks.pool_forward` returns them."""
+    """pooled, lse and weights as :func:`hd_awd.pooling.blocks.pool_forward` returns them."""
     if triton:
         from hd_awd.pooling.kernels import launch
 
@@ -173,9 +173,7 @@ def _first_order(
     delta = (grad_pooled * pooled).sum(dim=-1)
     if grad_weights is not None:
         delta = delta + (grad_weights * weights).sum(dim=-1)
-    return pool_backward_op(
-        grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_bias, triton
-    )
+    return pool_backward_op(grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_bias, triton)
 
 
 class _PoolBackward(torch.autograd.Function):
@@ -191,16 +189,14 @@ class _PoolBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         *inputs, mask = ctx.saved_tensors
-        leaves = [None if one is None else one.detach().requires_grad_() for one in inputs]
-        given = [one for one in leaves if one is not None]
+        leaves: list[Any] = [None if one is None else one.detach().requires_grad_() for one in inputs]
         grad_pooled, grad_weights, tokens, queries, bias = leaves
         with torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
-            pooled, weights = attention_pool_folded(tokens, queries, bias, mask, ctx.eps)
-            outputs, starts = [pooled], [grad_pooled]
-            if grad_weights is not None:
-                outputs, starts = [pooled, weights], [grad_pooled, grad_weights]
+            outputs = attention_pool_folded(tokens, queries, bias, mask, ctx.eps)
+            starts = [grad_pooled] if grad_weights is None else [grad_pooled, grad_weights]
             wanted = [tokens, queries, bias] if ctx.want_bias else [tokens, queries]
-            first = torch.autograd.grad(outputs, wanted, starts, create_graph=True)
-        starts = [grad.to(one.dtype) for grad, one in zip(grads, first, strict=False)]
-        second = iter(torch.autograd.grad(first, given, starts, allow_unused=True))
+            first = torch.autograd.grad(outputs[: len(starts)], wanted, starts, create_graph=True)
+        grads_of_first = [grad.to(one.dtype) for grad, one in zip(grads, first, strict=False)]
+        given = [one for one in leaves if one is not None]
+        second = iter(torch.autograd.grad(first, given, grads_of_first, allow_unused=True))
         return *(None if one is None else next(second) for one in leaves), *[None] * 7

@@ -91,7 +91,7 @@ def _centred(vectors: Tensor) -> Tensor:
 def _logits(scores: Tensor, bias: Tensor | None, mask: Tensor | None, block: slice) -> Tensor:
     """scores + bias, -inf where masked, for the samples of a block."""
     if bias is not None:
-        scores = scores + bias[block]
+        scores = scores + bias[block].to(scores.dtype)
     return scores if mask is None else scores.masked_fill(~mask[block, None], float("-inf"))
 
 

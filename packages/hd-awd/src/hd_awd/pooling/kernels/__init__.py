@@ -1,1 +1,1 @@
-"""The pooling in Triton: ``plan`` chooses, ``launch`` allocates and calls, the rest are kernels. Imported when first used."""
+"""The pooling in Triton: ``plan`` chooses, ``launch`` allocates and calls, the rest are kernels."""

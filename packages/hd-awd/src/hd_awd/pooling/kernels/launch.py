@@ -42,7 +42,8 @@ def pool_forward(
         weights, lse = _softmax(scores, bias, mask)
         parts = pooled[:, None] if plan.splits == 1 else pooled.new_empty(batch, plan.splits, amount, width)
         two_pass.combine[_two_pass_grid(plan, tokens)](
-            tokens, weights, mean, inverse, parts, count, plan.tokens_per_split, *tokens.stride(), **_chunked(plan, tokens, amount)
+            tokens, weights, mean, inverse, parts, count, plan.tokens_per_split,
+            *tokens.stride(), **_chunked(plan, tokens, amount),
         )  # fmt: skip
         pooled = parts.sum(dim=1) if plan.splits > 1 else pooled
         return pooled, lse, weights if want_weights else queries.new_empty(0)
@@ -144,7 +145,7 @@ def _softmax(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[
 
 def _logits(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.to(scores.dtype)
     return scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))
 
 
@@ -184,7 +185,9 @@ def _reachable(tokens: Tensor) -> Tensor:
 
 def _plan(direction: str, tokens: Tensor, amount: int) -> Plan:
     lanes, processors = _device_facts(tokens.device)
-    return make_plan(direction, *tokens.shape, amount, tokens.element_size(), lanes=lanes, processors=processors)
+    batch, count, width = tokens.shape
+    size = tokens.element_size()
+    return make_plan(direction, batch, count, width, amount, size, lanes=lanes, processors=processors)
 
 
 def _lanes(device: torch.device) -> int:

@@ -4,7 +4,6 @@ Shapes as in :mod:`hd_awd.pooling.kernels.parts`; symbols as in :func:`hd_awd.at
 normalised in registers, scored, and added to the running sums (online softmax, Milakov and Gimelshein 2018).
 """
 
-# mypy: ignore-errors
 import triton
 import triton.language as tl
 
@@ -74,7 +73,8 @@ def forward(tokens, queries, bias, mask, pooled, lse, scores, count, tokens_per_
     z = pooled + index * COUNT * WIDTH
     store(z, query, query < COUNT, WIDTH, 1, z_head[None] / divisor, 0, HEAD, WIDTH, HEAD > WIDTH, THREADS)
     if TAIL > 0:
-        store(z, query, query < COUNT, WIDTH, 1, z_tail[None] / divisor, HEAD, TAIL, WIDTH, HEAD + TAIL > WIDTH, THREADS)
+        z_tail = z_tail[None] / divisor
+        store(z, query, query < COUNT, WIDTH, 1, z_tail, HEAD, TAIL, WIDTH, HEAD + TAIL > WIDTH, THREADS)
     flat = tl.arange(0, QUERIES)
     value = tl.where(total == 0, float("inf"), top + tl.log(total))
     tl.store(lse + index * COUNT + flat, value, mask=flat < COUNT)

@@ -6,7 +6,6 @@ the sums over channels. A row is held as HEAD + TAIL channels, both powers of tw
 registers are spent on padding; TAIL is 0 where HEAD covers the row.
 """
 
-# mypy: ignore-errors
 import triton
 import triton.language as tl
 

@@ -1,9 +1,9 @@
-"""Which kernel, tile and grid: chosen from the shape by a count of registers, never by trying. No Triton is needed here.
+"""Which kernel, tile and grid: chosen from the shape by a count of registers, never by trying. Needs no Triton.
 
 What was counted on (compiled ahead of time; ``tools/kernel_resources.py`` holds every choice against real targets):
 
-* One pass needs M x C of state in registers: two of them forward (queries, running sums), three backward (queries, dz, dq).
-  Beside them stand the tile and, per query, the partial sums of the tile's products before they are exchanged.
+* One pass needs M x C of state in registers: twice forward (queries, running sums), three times backward (queries,
+  dz, dq). Beside them stand the tile and, per query, the partial sums of its products before they are exchanged.
 * All warps lie along the channels, each thread with up to 16 bytes of neighbours: as many warps as a row gives work.
 * Where no tile of a single token fits, or the row is too long, two passes read the tokens twice.
 * Tokens of a sample are split over programs until the device has two for each of its processors.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 STAGES = {32: 3, 64: 2}  # tiles in flight by lanes of a warp; each waits in shared memory, on AMD in registers
 TILE_BYTES = 64 * 1024  # of shared memory, all stages: at least one program of any target, three of a data-centre GPU's
 REGISTERS = {"forward": 236, "backward": 210}  # of 255 a thread, by the counts below
-REGISTERS_16_WARPS = {"forward": 128, "backward": 140}  # 65,536 registers over 512 threads leave 128; counts run high there
+REGISTERS_16_WARPS = {"forward": 128, "backward": 140}  # 65,536 over 512 threads leave 128; counts run high there
 REGISTERS_64_LANES, BLOCK_N_64_LANES = 190, 4  # AMD's compiler keeps more partial sums alive
 SPLIT_TOKENS = 32  # the least that is worth a program
 TWO_PASS = {"block_c": 256, "project_n": 32, "project_c": 64, "warps": 4}
@@ -125,7 +125,7 @@ def _fits(direction: str, block_n: int, channels: int, amount: int, warps: int, 
     """Whether a thread with so many channels of a row has the registers; the coefficients were fitted to ptxas."""
     queries = power_of_two(amount)
     if direction == "forward":
-        needed = 2 * queries * channels + block_n * channels + 2 * block_n * queries + 32
+        needed = 2.0 * queries * channels + block_n * channels + 2 * block_n * queries + 32
     else:
         needed = 3.9 * queries * channels + 2 * block_n * channels + 3 * block_n * queries + 20
     if lanes == 64:

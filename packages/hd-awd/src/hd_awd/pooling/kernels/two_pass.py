@@ -1,11 +1,10 @@
 """Attention pooling that reads its tokens twice: where M x C of state, or a row, does not fit into registers.
 
-The first pass takes products of every normalised token with M vectors, the second sums tokens (or writes their gradients)
-one chunk of channels at a time; the softmax stands between them, on (B, M, N) numbers. The second read comes from the
-cache where a sample fits into it.
+The first pass takes products of every normalised token with M vectors, the second sums tokens (or writes their
+gradients) one chunk of channels at a time; the softmax stands between them, on (B, M, N) numbers. The second read
+comes from the cache where a sample fits into it.
 """
 
-# mypy: ignore-errors
 import triton
 import triton.language as tl
 
@@ -18,13 +17,14 @@ def project(tokens, vectors, products, mean, inverse, count, eps, tokens_b, toke
             BLOCK_C: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Program (b, block of tokens): v_m . LN(h_n) into ``products`` (B, M, N), mean and 1/sigma (B, N) of each token.
 
-    ``vectors`` (B, M, C) float32, its batch stride may be 0. Sums are taken of h less the mean of its first channels, so
-    that a large common offset of a token cancels before it can cost digits.
+    ``vectors`` (B, M, C) float32, its batch stride may be 0. Sums are taken of h less the mean of its first channels,
+    so that a large common offset of a token cancels before it can cost digits.
     """
     batch, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_N
     rows, columns, query = start + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_C), tl.arange(0, QUERIES)
     base, v = tokens + batch * tokens_b + rows[:, None] * tokens_n, vectors + batch * vectors_b + query[None, :] * WIDTH
-    first = tl.load(base + columns[None, :] * tokens_c, mask=(rows < count)[:, None] & (columns < WIDTH)[None, :], other=0.0)
+    inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
+    first = tl.load(base + columns[None, :] * tokens_c, mask=inside, other=0.0)
     shift = tl.sum(first.to(tl.float32), axis=1) / min(BLOCK_C, WIDTH)
     total = tl.zeros([BLOCK_N], tl.float32)
     square = tl.zeros([BLOCK_N], tl.float32)
@@ -55,7 +55,7 @@ def combine(tokens, weights, mean, inverse, parts, count, tokens_per_split, toke
     batch, split, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2) * BLOCK_C
     begin = split * tokens_per_split
     end = tl.minimum(begin + tokens_per_split, count)
-    query = tl.arange(0, QUERIES)[None, :, None]
+    base, query = tokens + batch * tokens_b, tl.arange(0, QUERIES)[None, :, None]
     z = tl.zeros([QUERIES, BLOCK_C], tl.float32)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         token = start + tl.arange(0, BLOCK_N)[:, None]
@@ -63,7 +63,7 @@ def combine(tokens, weights, mean, inverse, parts, count, tokens_per_split, toke
         mu = tl.load(mean + batch * count + token, mask=token < end, other=0.0)
         scale = tl.load(inverse + batch * count + token, mask=token < end, other=0.0)
         a = load_scores(weights, batch, start, end, COUNT * count, count, 1, COUNT, QUERIES, BLOCK_N) * scale
-        x = load(tokens + batch * tokens_b, rows, rows < end, tokens_n, tokens_c, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
+        x = load(base, rows, rows < end, tokens_n, tokens_c, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
         x = subtract(x, mu, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
         z += tl.sum(a[:, :, None] * x, axis=0)
     out = parts + (batch * tl.num_programs(1) + split) * COUNT * WIDTH
@@ -83,6 +83,7 @@ def spread(tokens, queries, grad_pooled, weights, grad_scores, mean, inverse, al
     batch, split, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2) * BLOCK_C
     begin = split * tokens_per_split
     end = tl.minimum(begin + tokens_per_split, count)
+    base, out = tokens + batch * tokens_b, grad_tokens + batch * grad_b
     query = tl.arange(0, QUERIES)[None, :, None]
     q = load(queries, query, query < COUNT, WIDTH, 1, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
     dz = grad_pooled + batch * COUNT * WIDTH
@@ -96,10 +97,10 @@ def spread(tokens, queries, grad_pooled, weights, grad_scores, mean, inverse, al
         k = tl.load(along + batch * count + token, mask=token < end, other=0.0) * scale * scale
         a = load_scores(weights, batch, start, end, COUNT * count, count, 1, COUNT, QUERIES, BLOCK_N) * scale
         ds = load_scores(grad_scores, batch, start, end, COUNT * count, count, 1, COUNT, QUERIES, BLOCK_N) * scale
-        x = load(tokens + batch * tokens_b, rows, rows < end, tokens_n, tokens_c, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
+        x = load(base, rows, rows < end, tokens_n, tokens_c, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
         x = subtract(x, mu, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
         dq += tl.sum(ds[:, :, None] * x, axis=0)
         grad = tl.sum(a[:, :, None] * dz + ds[:, :, None] * q, axis=1)[:, None, :] - k[:, :, None] * x
-        store(grad_tokens + batch * grad_b, rows, rows < end, grad_n, grad_c, grad, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
-    out = grad_queries + (batch * tl.num_programs(1) + split) * COUNT * WIDTH
-    store(out, query, query < COUNT, WIDTH, 1, dq[None], chunk, BLOCK_C, WIDTH, PADDED, THREADS)
+        store(out, rows, rows < end, grad_n, grad_c, grad, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
+    parts = grad_queries + (batch * tl.num_programs(1) + split) * COUNT * WIDTH
+    store(parts, query, query < COUNT, WIDTH, 1, dq[None], chunk, BLOCK_C, WIDTH, PADDED, THREADS)
