@@ -13,6 +13,7 @@ from hd_awd.pooling.kernels import one_pass, two_pass
 from hd_awd.pooling.kernels.plan import TWO_PASS, Plan, make_plan, power_of_two
 
 OFFSETS = 2**31 - 1  # within a sample the kernels count in 32 bits
+OPTIONS = {"enable_fp_fusion": True}  # a product that feeds a sum is one instruction; Triton's default is about to change
 
 
 def pool_forward(
@@ -118,7 +119,7 @@ def _one_pass_forward(
     if plan.splits > 1:
         block = min(1024, power_of_two(width))
         one_pass.merge[(batch * amount, -(-width // block))](
-            z, total, pooled, lse, plan.splits, COUNT=amount, WIDTH=width, BLOCK_C=block
+            z, total, pooled, lse, plan.splits, COUNT=amount, WIDTH=width, BLOCK_C=block, **OPTIONS
         )
 
 
@@ -130,7 +131,7 @@ def _project(plan: Plan, tokens: Tensor, vectors: Tensor, eps: float) -> tuple[T
     two_pass.project[(batch, -(-count // TWO_PASS["project_n"]))](
         tokens, vectors, products, mean, inverse, count, eps, *tokens.stride(), vectors.stride(0) * (len(vectors) > 1),
         WIDTH=width, COUNT=amount, QUERIES=max(16, power_of_two(amount)), BLOCK_N=TWO_PASS["project_n"],
-        BLOCK_C=TWO_PASS["project_c"], STAGES=plan.stages, num_warps=TWO_PASS["warps"],
+        BLOCK_C=TWO_PASS["project_c"], STAGES=plan.stages, num_warps=TWO_PASS["warps"], **OPTIONS,
     )  # fmt: skip
     return products, mean, inverse
 
@@ -158,7 +159,7 @@ def _whole_rows(plan: Plan, tokens: Tensor, amount: int) -> dict[str, Any]:
     threads = plan.warps * _lanes(tokens.device)
     sizes = {"WIDTH": tokens.shape[2], "COUNT": amount, "QUERIES": power_of_two(amount), "BLOCK_N": plan.block_n}
     row = {"HEAD": plan.head, "TAIL": plan.tail, "THREADS": threads, "STAGES": plan.stages}
-    return {**sizes, **row, "num_warps": plan.warps}
+    return {**sizes, **row, "num_warps": plan.warps, **OPTIONS}
 
 
 def _chunked(plan: Plan, tokens: Tensor, amount: int) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _chunked(plan: Plan, tokens: Tensor, amount: int) -> dict[str, Any]:
     threads, width = plan.warps * _lanes(tokens.device), tokens.shape[2]
     sizes = {"WIDTH": width, "COUNT": amount, "QUERIES": power_of_two(amount), "BLOCK_N": plan.block_n}
     row = {"BLOCK_C": plan.head, "PADDED": width % plan.head != 0, "THREADS": threads, "STAGES": plan.stages}
-    return {**sizes, **row, "num_warps": plan.warps}
+    return {**sizes, **row, "num_warps": plan.warps, **OPTIONS}
 
 
 def _two_pass_grid(plan: Plan, tokens: Tensor) -> tuple[int, int, int]:
