@@ -121,7 +121,9 @@ def compile_kernel(job: tuple[str, str, dict[str, Any], dict[str, str], dict[str
         constexprs={(names.index(one),): value for one, value in constants.items()},
         attrs=divisible,
     )
-    compiled = triton.compile(source, target=TARGETS[target][0], options={"num_warps": facts["warps"], **launch.OPTIONS})
+    compiled = triton.compile(
+        source, target=TARGETS[target][0], options={"num_warps": facts["warps"], **launch.OPTIONS}
+    )
     row = {
         "kernel": name + facts["suffix"],
         "target": target,

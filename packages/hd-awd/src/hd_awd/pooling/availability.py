@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH, MAX_QUERIES = 4096, 16
-OLDEST_TRITON = (3, 2)
+OLDEST_TRITON = (3, 3)
 OLDEST_CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
