@@ -90,7 +90,10 @@ def test_the_help_of_a_run_teaches_every_setting(hdistill: Command) -> None:
         "--trajectory.interval-share": "share of the samples with r != t",
         "--trajectory.optimizer.lr": "peak learning rate",
         "--distribution.student-every": "iterations per student update",
-        "--distribution.adversary.pooling": "{attention,mean}",
+        "--distribution.adversary.pooling": "{attention,scorer,mean}",
+        "--distribution.adversary.merge": "{logits,concatenate}",
+        "--distribution.adversary.weighed": "{vectors,logits}",
+        "--distribution.adversary.heads": "a divisor of head_width",
         "--evaluation.teacher-steps": "Euler steps",
         "--loop.checkpoint-every": "steps between resumable checkpoints",
     }.items():
@@ -103,7 +106,8 @@ def test_the_help_of_a_run_teaches_every_setting(hdistill: Command) -> None:
 
 def test_every_field_of_the_settings_is_documented() -> None:
     """Each line of help comes from the text under a field: here it is looked for in the source."""
-    for module in ("settings", "loop", "optim", "evaluation", "stages.teacher", "stages.trajectory"):
+    stages = [f"stages.{name}" for name in ("teacher", "trajectory", "distribution", "critic")]
+    for module in ("settings", "loop", "optim", "evaluation", *stages):
         tree = ast.parse(inspect.getsource(sys.modules[f"hd_trainer.{module}"]))
         for kind in ast.walk(tree):
             if not isinstance(kind, ast.ClassDef) or not kind.name.endswith("Settings"):
@@ -148,6 +152,12 @@ def test_version(hdistill: Command) -> None:
         (("run", "digits", "--teacher.optimizer.lr", "nan"), "lr and clip must be > 0"),
         (("run", "digits", "--distribution.levels", "0.5", "0.5"), "0 <= low < high <= 1"),
         (("run", "digits", "--distribution.adversary.layers", "blocks.9"), "no module 'blocks.9'; nearest:"),
+        (("run", "digits", "--distribution.adversary.pooling", "max"), "'attention', 'scorer', 'mean'"),
+        (("run", "digits", "--distribution.adversary.heads", "3"), "heads must divide head_width; got 3 and 64"),
+        (
+            ("run", "digits", "--distribution.adversary.weighed", "logits", "--distribution.adversary.heads", "2"),
+            'weighed "logits" goes with heads 1',
+        ),
         (("run", "digits", "--evaluation.teacher-steps"), "at least one number of steps"),
         (("run", "digits", "--evaluation.samples", "3"), "samples must be >= 10"),
         (("run", "digits", "--model.width", "30"), "width must be a multiple of 4"),

@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+import hd_zoo
 from hd_trainer import load_recipe
 from hd_trainer.errors import UserError
 from hd_trainer.files import read_records
 from hd_trainer.report.figures import CURVES
 from hd_trainer.report.page import command_line, summarise
+from hd_trainer.run import read_settings
+from hd_trainer.stages.critic import save_discriminator, seeded_discriminator
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -144,6 +148,37 @@ def test_the_token_weights_are_shown_per_layer(page: Page, finished: Path) -> No
     assert alts.count("weights on real images") == alts.count("weights on generated images") == len(layers)
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"pooling": "attention", "merge": "concatenate", "heads": 4},
+        {"pooling": "scorer", "weighed": "logits"},
+    ],
+)
+def test_token_weights_of_every_kind_are_drawn(
+    variant: dict[str, Any], finished: Path, tmp_path: Path, hdistill: Callable[..., Any]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    settings = dataclasses.replace(read_settings(copy).distribution.adversary, **variant)
+    width = hd_zoo.from_pretrained(copy / "teacher").arguments["width"]
+    discriminator = seeded_discriminator(settings, [width] * len(settings.layers), 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    save_discriminator(discriminator, settings, copy / "distribution")
+    assert hdistill("report", copy).code == 0
+    page = Page((copy / "report.html").read_text(encoding="utf-8"))
+    for kind in ("real", "generated"):
+        drawn = [picture(a) for a in page.named("img") if a["alt"] == f"weights on {kind} images"]
+        assert len(drawn) == len(settings.layers)
+        # Below the images lie the weights: not all alike once the head is no longer fresh.
+        for image in drawn:
+            width, height = image.size
+            assert len(image.crop((0, height // 2 + 4, width, height)).getcolors(100_000)) > 5
+
+
 def test_the_page_says_what_its_numbers_are(text: str) -> None:
     words = " ".join(text.split())
     assert "it is not FID" in words
@@ -197,6 +232,10 @@ def test_the_command_on_the_page_makes_the_run() -> None:
     )
     flags = "--seed 3 --distribution.adversary.pooling mean --distribution.adversary.levels 0.1 0.5"
     assert command_line(changed) == f"hdistill run digits {flags}"
+    adversary = dataclasses.replace(full.distribution.adversary, pooling="scorer", merge="concatenate", heads=4)
+    changed = dataclasses.replace(full, distribution=dataclasses.replace(full.distribution, adversary=adversary))
+    flags = [f"--distribution.adversary.{flag}" for flag in ("pooling scorer", "merge concatenate", "heads 4")]
+    assert sorted(command_line(changed).split(" --")[1:]) == sorted(flag[2:] for flag in flags)
 
 
 def test_the_summary_takes_the_most_steps_of_the_teacher_and_the_fewest_of_students() -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+import hd_awd
 from hd_trainer import Settings, UserError, list_recipes, load_recipe
 from hd_trainer.evaluation import EvaluationSettings
 from hd_trainer.loop import LoopSettings
 from hd_trainer.optim import OptimizerSettings
 from hd_trainer.run import check
 from hd_trainer.settings import ModelSettings, differences, from_json, to_json
-from hd_trainer.stages.critic import AdversarySettings
+from hd_trainer.stages.critic import AdversarySettings, Merge, Pooling, Weighed
 from hd_trainer.stages.distribution import DistributionSettings
 from hd_trainer.stages.teacher import TeacherSettings
 from hd_trainer.stages.trajectory import TrajectorySettings
@@ -103,6 +105,9 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any]]] = [
     *((AdversarySettings, {name: value}) for name in ("weight", "r1_weight") for value in (-1.0, NAN)),
     *((AdversarySettings, {"layers": ()}), (AdversarySettings, {"levels": (0.9, 0.2)})),
     *((AdversarySettings, {"pooling": "max"}), (AdversarySettings, {"loss": "mse"})),
+    *((AdversarySettings, {"merge": "sum"}), (AdversarySettings, {"weighed": "tokens"})),
+    *((AdversarySettings, {"heads": value}) for value in (0, -1, 3, 128)),
+    *((AdversarySettings, {**other, "weighed": "logits"}) for other in ({"heads": 2}, {"merge": "concatenate"})),
     *((EvaluationSettings, {"samples": value}) for value in (0, 9, -3)),
     *((EvaluationSettings, {name: 0}) for name in ("batch", "timing_repeats")),
     *((EvaluationSettings, {name: v}) for name in ("teacher_steps", "student_steps") for v in ((), (1, 0))),
@@ -118,6 +123,39 @@ def test_impossible_settings_are_refused_by_name(kind: type, values: dict[str, A
     with pytest.raises(UserError, match=rf"\b{name}\b") as caught:
         kind(**values)
     assert "\n" not in str(caught.value)
+
+
+def test_the_adversarys_settings_accept_what_the_discriminator_accepts() -> None:
+    """Checked by name before anything is trained, and with no rule of their own."""
+    fates = set()
+    for pooling, merge, weighed, heads in itertools.product(
+        (*get_args(Pooling), "max"), (*get_args(Merge), "sum"), (*get_args(Weighed), "tokens"), (0, 1, 2, 3)
+    ):
+        variant = {"pooling": pooling, "merge": merge, "weighed": weighed, "heads": heads, "head_width": 4}
+        fate = []
+        for make in (lambda: AdversarySettings(**variant), lambda: hd_awd.Discriminator([3], **variant)):
+            try:
+                make()
+            except ValueError:
+                fate.append("refused")
+            else:
+                fate.append("accepted")
+        assert fate[0] == fate[1], variant
+        fates.add(fate[0])
+    assert fates == {"refused", "accepted"}
+
+
+def test_variants_go_through_json_and_older_files_get_the_defaults(tiny: Settings) -> None:
+    changes = {"pooling": "scorer", "merge": "concatenate", "heads": 4}
+    adversary = dataclasses.replace(tiny.distribution.adversary, **changes)
+    ours = dataclasses.replace(tiny, distribution=dataclasses.replace(tiny.distribution, adversary=adversary))
+    values = json.loads(json.dumps(to_json(ours)))
+    assert from_json(Settings, values, "here") == ours
+    for name in ("heads", "merge", "weighed"):
+        del values["distribution"]["adversary"][name]
+    plain = from_json(Settings, values, "here").distribution.adversary
+    assert plain == dataclasses.replace(tiny.distribution.adversary, pooling="scorer")
+    assert (plain.heads, plain.merge, plain.weighed) == (1, "logits", "vectors")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

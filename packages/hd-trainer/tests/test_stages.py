@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -196,6 +198,41 @@ def test_every_loss_of_stage_2_reaches_its_own_network_only(
     assert turns == ["student", *critics, *critics, *critics, "student", *critics]
 
 
+VARIANTS: list[dict[str, Any]] = [
+    {"pooling": "scorer"},
+    {"pooling": "mean", "queries": 1},
+    {"heads": 4, "queries": 2},
+    {"merge": "concatenate"},
+    {"pooling": "scorer", "merge": "concatenate", "heads": 2},
+    {"weighed": "logits"},
+    {"pooling": "scorer", "weighed": "logits"},
+    {"pooling": "mean", "weighed": "logits"},
+]
+
+
+@pytest.mark.parametrize("loss", ["softplus", "relativistic"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_stage_2_trains_with_every_kind_of_discriminator(
+    variant: dict[str, Any], loss: str, prepare: Callable[..., Task], snapshot: Snapshot, changed: Any, tiny: Any
+) -> None:
+    adversary = dataclasses.replace(tiny.distribution.adversary, r1_weight=0.1, loss=loss, **variant)
+    task = prepare("distribution", adversary=adversary)
+    discriminator = task.modules["discriminator"]
+    one_logit = adversary.merge == "concatenate"
+    assert discriminator([torch.randn(3, 16, 16)] * 2).shape == (3, 1 if one_logit else 2)
+    before = snapshot(discriminator)
+    for index in range(4):
+        record: dict[str, Any] = {}
+        expected = {"fake", "discriminator"} | ({"student", "average"} if index % 3 == 0 else set())
+        assert changed(lambda i=index, r=record: r.update(task.step(i)), task.modules) == expected
+        assert {"discriminator", "told_apart", "r1"} <= record.keys()
+        assert all(torch.as_tensor(value).isfinite() for value in record.values())
+    for name, value in snapshot(discriminator).items():
+        # A shift of all scores or, where pairs are compared, of all logits has no gradient.
+        free = name.endswith(("scorer.2.bias", "mlp.2.bias"))
+        assert free or not torch.equal(value, before[name]), f"{name} was not trained"
+
+
 def test_each_part_of_stage_2_can_be_switched_off(prepare: Callable[..., Task], changed: Any, tiny: Any) -> None:
     alone = prepare("distribution", matching_weight=0.0)
     assert changed(lambda: alone.step(0), alone.modules) == {"student", "average", "discriminator"}
@@ -362,3 +399,39 @@ def test_a_discriminator_goes_to_disk_and_back(prepare: Callable[..., Task], tmp
     (tmp_path / "discriminator.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"discriminator in .* is damaged"):
         load_discriminator(tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_kind_of_discriminator_goes_to_disk_and_back(
+    variant: dict[str, Any], prepare: Callable[..., Task], tiny: Any, tmp_path: Any
+) -> None:
+    settings = dataclasses.replace(tiny.distribution.adversary, **variant)
+    task = prepare("distribution", adversary=settings)
+    task.step(0)
+    save_discriminator(task.modules["discriminator"], settings, tmp_path)
+    loaded, *_ = load_discriminator(tmp_path)
+    features = [torch.randn(3, 16, 16), torch.randn(3, 16, 16)]
+    assert torch.equal(loaded(features), task.modules["discriminator"](features))
+    facts = json.loads((tmp_path / "discriminator.json").read_text())
+    assert facts.items() >= {"heads": 1, "merge": "logits", "weighed": "vectors", **variant}.items()
+
+
+def test_a_discriminator_from_before_the_variants_is_read_and_a_damaged_one_is_not(
+    prepare: Callable[..., Task], tiny: Any, tmp_path: Any
+) -> None:
+    trained = prepare("distribution").modules["discriminator"]
+    save_discriminator(trained, tiny.distribution.adversary, tmp_path)
+    path = tmp_path / "discriminator.json"
+    facts = json.loads(path.read_text())
+    old = {name: value for name, value in facts.items() if name not in ("heads", "merge", "weighed")}
+    path.write_text(json.dumps(old))
+    features = [torch.randn(3, 16, 16), torch.randn(3, 16, 16)]
+    assert torch.equal(load_discriminator(tmp_path)[0](features), trained(features))
+    for name in ("widths", "pooling", "queries", "head_width", "hidden", "layers", "levels"):
+        path.write_text(json.dumps({key: value for key, value in facts.items() if key != name}))
+        with pytest.raises(UserError, match=rf"discriminator in .* is damaged \('{name}'\)"):
+            load_discriminator(tmp_path)
+    for change in ({"merge": "sum"}, {"heads": 3}, {"weighed": 1}, {"pooling": "max"}, {"queries": "4"}):
+        path.write_text(json.dumps({**facts, **change}))
+        with pytest.raises(UserError, match=r"discriminator in .* is damaged"):
+            load_discriminator(tmp_path)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hd_awd.pooling import blocks
 from hd_awd.pooling.folded import attention_pool_folded
@@ -28,6 +28,7 @@ def pool_op(
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """pooled, lse and weights as :func:`hd_awd.pooling.blocks.pool_forward` returns them."""
+    _refuse_forward_mode()
     if triton:
         from hd_awd.pooling.kernels import launch
 
@@ -66,6 +67,7 @@ def pool_backward_op(
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of tokens, queries and scores, as :func:`hd_awd.pooling.blocks.pool_backward` returns them."""
+    _refuse_forward_mode()
     arguments = (grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_bias)
     if triton:
         from hd_awd.pooling.kernels import launch
@@ -90,6 +92,14 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (tokens.shape[0], queries.shape[0], tokens.shape[1]) if want_bias else (0,)
     return torch.empty_like(tokens), grad_pooled.new_empty(queries.shape), grad_pooled.new_empty(shape)
+
+
+def _refuse_forward_mode() -> None:
+    """Reached only through a graph that was compiled outside of forward mode: its tangent would be zero."""
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "a pooling that was compiled before has no forward-mode derivative: compile it within that mode"
+        )
 
 
 def pool(
@@ -186,17 +196,23 @@ class _PoolBackward(torch.autograd.Function):
         return _first_order(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         *inputs, mask = ctx.saved_tensors
-        leaves: list[Any] = [None if one is None else one.detach().requires_grad_() for one in inputs]
-        grad_pooled, grad_weights, tokens, queries, bias = leaves
-        with torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
+        higher = torch.is_grad_enabled()
+        with torch.enable_grad(), torch.autocast(inputs[2].device.type, enabled=False):
+            # New names for the inputs: queries may be a function of the tokens, and partial derivatives are wanted.
+            names: list[Any] = [None if one is None else _renamed(one) for one in inputs]
+            grad_pooled, grad_weights, tokens, queries, bias = names
             outputs = attention_pool_folded(tokens, queries, bias, mask, ctx.eps)
             starts = [grad_pooled] if grad_weights is None else [grad_pooled, grad_weights]
             wanted = [tokens, queries, bias] if ctx.want_bias else [tokens, queries]
             first = torch.autograd.grad(outputs[: len(starts)], wanted, starts, create_graph=True)
-        grads_of_first = [grad.to(one.dtype) for grad, one in zip(grads, first, strict=False)]
-        given = [one for one in leaves if one is not None]
-        second = iter(torch.autograd.grad(first, given, grads_of_first, allow_unused=True))
-        return *(None if one is None else next(second) for one in leaves), *[None] * 7
+            grads_of_first = [grad.to(one.dtype) for grad, one in zip(grads, first, strict=False)]
+            given = [one for one in names if one is not None]
+            second = iter(torch.autograd.grad(first, given, grads_of_first, allow_unused=True, create_graph=higher))
+        return *(None if one is None else next(second) for one in names), *[None] * 7
+
+
+def _renamed(tensor: Tensor) -> Tensor:
+    """The same tensor at another place of the graph, or at the beginning of one."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()

@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def why_not_triton(tokens: Tensor, queries: Tensor) -> str | None:
     """The reason why :func:`hd_awd.attention_pool` cannot use its Triton kernels for these tensors, or None."""
-    reason = _why_no_triton()
+    reason = _why_not_here(str(tokens.device))
     if reason is not None:
         return reason
     if tokens.dtype not in DTYPES or queries.dtype not in DTYPES:
@@ -26,9 +26,15 @@ def why_not_triton(tokens: Tensor, queries: Tensor) -> str | None:
     amount, width = queries.shape
     if width > MAX_WIDTH or amount > MAX_QUERIES:
         return f"it takes at most {MAX_WIDTH} channels and {MAX_QUERIES} queries; got {width} and {amount}"
-    if tokens[:1].numel() >= 2**31:
-        return f"a sample must have fewer than 2^31 elements; got {tokens[:1].numel()}"
-    return _why_not_device(tokens.device)
+    if tokens.shape[1] * width >= 2**31:
+        return f"a sample must have fewer than 2^31 elements; got {tokens.shape[1] * width}"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _why_not_here(device: str) -> str | None:
+    """What does not depend on the tensors; a compiler asks once and does not look inside."""
+    return _why_no_triton() or _why_not_device(torch.device(device))
 
 
 @functools.cache

@@ -68,7 +68,7 @@ def pool_backward(
     queries = _centred(queries.to(grad_pooled.dtype))
     dz = _centred(grad_pooled)
     grad_tokens = torch.empty_like(tokens)
-    grad_queries = torch.zeros_like(queries)
+    grad_queries = dz.new_zeros(queries.shape)
     grad_scores = dz.new_empty((len(tokens), amount, tokens.shape[1]) if want_bias else (0,))
     with torch.autocast(tokens.device.type, enabled=False):
         for block in _blocks(tokens):

@@ -95,13 +95,14 @@ def _takes_triton(backend: str, tokens: Tensor, queries: Tensor) -> bool:
     if backend == "torch" or (backend == "auto" and tokens.device.type != "cuda"):
         return False
     reason = why_not_triton(tokens, queries)
-    if reason is None and not torch.compiler.is_compiling() and _transformed():
+    if reason is None and _transformed():
         reason = "its kernels have no forward-mode derivative and no rule for torch.func's transforms"
     if reason is not None and backend == "triton":
         raise RuntimeError(f'backend "triton" cannot be used here: {reason}')
     return reason is None
 
 
+@torch.compiler.assume_constant_result
 def _transformed() -> bool:
     """Whether forward-mode differentiation or one of torch.func's transforms is going on."""
     active: bool = torch._C._are_functorch_transforms_active()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,12 @@ from hd_trainer.stages.common import check_positive, seeded
 
 WEIGHTS, FACTS = "discriminator.safetensors", "discriminator.json"
 
-Pooling = Literal["attention", "mean"]
+#: Settings that the first discriminators on disk did not know: they were made with the defaults.
+YOUNGER = ("heads", "merge", "weighed")
+
+Pooling = Literal["attention", "scorer", "mean"]
+Merge = Literal["logits", "concatenate"]
+Weighed = Literal["vectors", "logits"]
 AdversarialLoss = Literal["softplus", "hinge", "relativistic"]
 
 
@@ -32,11 +37,17 @@ class AdversarySettings:
     weight: float = 3e-3
     """weight of the adversarial loss in the student's loss [DMD2: 3e-3]; 0 switches the adversary off"""
     pooling: Pooling = "attention"
-    """"attention" is AWD, "mean" is the global-average-pooling baseline"""
+    """"attention" is AWD, "scorer" weighs tokens by an MLP, "mean" is the global-average-pooling baseline"""
+    merge: Merge = "logits"
+    """"logits": one logit per layer; "concatenate": all layers' vectors into one MLP, one logit"""
+    weighed: Weighed = "vectors"
+    """"vectors": tokens are pooled, then judged; "logits": every token is judged, then the logits are pooled"""
     layers: tuple[str, ...] = ("blocks.1", "blocks.3")
     """modules of the teacher whose outputs the discriminator sees"""
     queries: int = 4
     """learned queries per layer"""
+    heads: int = 1
+    """attention heads, a divisor of head_width"""
     head_width: int = 64
     """width of keys and values"""
     hidden: int = 128
@@ -55,8 +66,18 @@ class AdversarySettings:
 
     def __post_init__(self) -> None:
         check_choice("pooling", self.pooling, Pooling)
+        check_choice("merge", self.merge, Merge)
+        check_choice("weighed", self.weighed, Weighed)
         check_choice("loss", self.loss, AdversarialLoss)
-        check_positive(queries=self.queries, head_width=self.head_width, hidden=self.hidden, r1_std=self.r1_std)
+        check_positive(queries=self.queries, heads=self.heads, head_width=self.head_width, hidden=self.hidden)
+        check_positive(r1_std=self.r1_std)
+        if self.head_width % self.heads:
+            raise UserError(f"heads must divide head_width; got {self.heads} and {self.head_width}")
+        if self.weighed == "logits" and (self.heads > 1 or self.merge != "logits"):
+            raise UserError(
+                f'weighed "logits" goes with heads 1 and merge "logits" alone; got heads {self.heads}, '
+                f"merge {self.merge!r}"
+            )
         if not (0 <= self.weight < math.inf and 0 <= self.r1_weight < math.inf):
             raise UserError(f"weight and r1_weight must be >= 0 and finite; got {self.weight} and {self.r1_weight}")
         if not self.layers:
@@ -107,11 +128,12 @@ def load_discriminator(folder: Path) -> tuple[Discriminator, tuple[str, ...], tu
         discriminator = _build(facts, facts["widths"])
         discriminator.load_state_dict(load_file(folder / WEIGHTS))
         layers, levels = tuple(facts["layers"]), tuple(facts["levels"])
-    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the discriminator in {folder} is damaged ({error}); run its stage again") from error
     return discriminator.eval().requires_grad_(False), layers, levels
 
 
-def _build(facts: dict[str, object], widths: Sequence[int]) -> Discriminator:
-    sizes = {name: facts[name] for name in ("queries", "head_width", "hidden")}
-    return Discriminator(widths, str(facts["pooling"]), **sizes)  # type: ignore[arg-type]
+def _build(facts: dict[str, Any], widths: Sequence[int]) -> Discriminator:
+    facts = {name: getattr(AdversarySettings, name) for name in YOUNGER} | facts
+    variant = {name: facts[name] for name in ("pooling", *YOUNGER, "queries", "head_width", "hidden")}
+    return Discriminator(widths, **variant)

@@ -13,7 +13,9 @@ from hd_awd.pooling.kernels import one_pass, two_pass
 from hd_awd.pooling.kernels.plan import TWO_PASS, Plan, make_plan, power_of_two
 
 OFFSETS = 2**31 - 1  # within a sample the kernels count in 32 bits
-OPTIONS = {"enable_fp_fusion": True}  # a product that feeds a sum is one instruction; Triton's default is about to change
+OPTIONS = {
+    "enable_fp_fusion": True
+}  # a product that feeds a sum is one instruction; Triton's default is about to change
 
 
 def pool_forward(

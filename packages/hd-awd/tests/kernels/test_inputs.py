@@ -1,0 +1,152 @@
+"""What the kernels are given: masks, biases of every broadcast shape, strides, offsets, scales, empty batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+SIZES = (3, 11, 40, 3)
+BIASES = [(), (1,), ("N",), ("M", 1), ("M", "N"), (1, "M", 1), ("B", 1, 1), ("B", 1, "N"), ("B", "M", "N")]
+PASSES = pytest.mark.parametrize("passes", [1, 2])
+
+
+@PASSES
+@pytest.mark.parametrize("bias", BIASES, ids=str)
+def test_bias(device: str, make_case: Any, check: Any, planned: Any, passes: int, bias: tuple[Any, ...]) -> None:
+    case = make_case(SIZES, device=device, bias=bias)
+    check(case, *planned(case, passes))
+
+
+@PASSES
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mask_alone(
+    device: str, make_case: Any, check: Any, planned: Any, passes: int, splits: int, dtype: torch.dtype
+) -> None:
+    case = make_case(SIZES, dtype, device, masked=True)
+    check(case, *planned(case, passes, splits))
+
+
+@PASSES
+def test_a_split_without_a_token(device: str, make_case: Any, check: Any, planned: Any, passes: int) -> None:
+    """Whole splits are masked: the first, one in the middle, the last, all."""
+    case = make_case((5, 16, 24, 3), device=device, bias=("N",), weights=True)
+    mask = torch.ones(5, 4, 4, dtype=torch.bool)
+    mask[0, 0] = mask[1, 2] = mask[2, 3] = mask[3, :3] = mask[4] = False
+    case = dataclasses.replace(case, mask=mask.reshape(5, 16).to(device))
+    plans = planned(case, passes, 4, block_n=4)
+    assert all(plan.splits == 4 for plan in plans)
+    check(case, *plans)
+
+
+@PASSES
+def test_a_sample_without_a_token_is_exactly_zero(
+    device: str, make_case: Any, compute: Any, planned: Any, passes: int
+) -> None:
+    case = make_case(SIZES, device=device, masked=True, weights=True)
+    found = compute(case, *planned(case, passes, 2))
+    assert torch.all(found["lse"][-1] == float("inf"))
+    for name in ("pooled", "weights", "grad_tokens", "grad_scores"):
+        assert torch.all(found[name][-1] == 0), name
+    masked = ~case.mask[0]
+    assert torch.all(found["grad_tokens"][0, masked] == 0)
+    assert torch.all(found["weights"][0, :, masked] == 0)
+
+
+@PASSES
+@pytest.mark.parametrize("layout", ["tokens first", "channels first", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strides(
+    device: str, make_case: Any, check: Any, planned: Any, passes: int, layout: str, dtype: torch.dtype
+) -> None:
+    """A slice has NaN on all sides: an index that is off by one is seen in the result."""
+    case = make_case(SIZES, dtype, device, bias=("B", "M", "N"), masked=True, weights=True, layout=layout)
+    assert not case.tokens.is_contiguous()
+    assert case.tokens.isfinite().all()
+    twisted = {
+        "bias": case.full_bias.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+        "mask": case.mask.T.contiguous().T,
+        "grad_weights": case.grad_weights.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+    }
+    check(dataclasses.replace(case, **twisted), *planned(case, passes, 2))
+
+
+@PASSES
+def test_strides_of_a_longer_row(device: str, make_case: Any, check: Any, planned: Any, passes: int) -> None:
+    """A row in two parts: their second part is strided too."""
+    case = make_case((2, 5, 72, 3), device=device, layout="sliced")
+    check(case, *planned(case, passes))
+
+
+@PASSES
+@pytest.mark.parametrize("offset", [1e2, 1e3])
+def test_a_large_mean_costs_digits_in_proportion(
+    device: str, make_case: Any, check: Any, planned: Any, passes: int, offset: float
+) -> None:
+    """A token 1e3 sigma from zero is stored to 6e-5 sigma; the mean is taken out before anything is squared."""
+    case = make_case((2, 9, 130, 4), device=device, offset=offset, weights=True)
+    check(case, *planned(case, passes), scale=offset / 10)
+
+
+@PASSES
+@pytest.mark.parametrize("eps", [1e-5, 0.5, 30.0])
+def test_eps_counts_beside_the_variance(
+    device: str, make_case: Any, check: Any, planned: Any, passes: int, eps: float
+) -> None:
+    case = make_case(SIZES, device=device, eps=eps)
+    check(case, *planned(case, passes))
+
+
+@PASSES
+def test_constant_tokens_stay_finite(device: str, make_case: Any, compute: Any, planned: Any, passes: int) -> None:
+    case = make_case((2, 5, 40, 3), device=device, eps=1e-6)
+    case = dataclasses.replace(case, tokens=torch.full_like(case.tokens, 3.0))
+    found = compute(case, *planned(case, passes))
+    assert torch.all(found["pooled"] == 0)
+    assert all(value.isfinite().all() for value in found.values())
+
+
+@PASSES
+@pytest.mark.parametrize("shift", [-300.0, 300.0])
+def test_scores_far_from_zero_do_not_overflow(
+    device: str, make_case: Any, check: Any, planned: Any, passes: int, shift: float
+) -> None:
+    case = make_case(SIZES, device=device, bias=("B", "M", "N"), weights=True)
+    check(dataclasses.replace(case, bias=case.bias + shift), *planned(case, passes, 3), scale=10)
+
+
+def test_scores_may_fall_and_rise_over_the_tiles(device: str, make_case: Any, check: Any, planned: Any) -> None:
+    """The running maximum: it moves with every tile, or it is found at once and stays."""
+    case = make_case((2, 24, 40, 3), device=device, bias=("B", "M", "N"), weights=True)
+    ramp = torch.linspace(-60, 60, 24, device=device)
+    bias = torch.stack([ramp, -ramp])[:, None].expand(2, 3, 24)
+    check(dataclasses.replace(case, bias=bias), *planned(case, 1, 1, block_n=4), scale=4)
+
+
+@PASSES
+def test_large_queries_pick_one_token(device: str, make_case: Any, check: Any, planned: Any, passes: int) -> None:
+    case = make_case(SIZES, device=device)
+    check(dataclasses.replace(case, queries=15 * case.queries), *planned(case, passes), scale=15)
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_no_sample_at_all(device: str, make_case: Any, compute: Any, scores: bool) -> None:
+    case = make_case((0, 5, 24, 3), device=device, weights=True)
+    found = compute(case, scores=scores)
+    assert torch.all(found["grad_queries"] == 0)
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "pooled": (0, 3, 24), "lse": (0, 3), "weights": (0, 3, 5), "grad_tokens": (0, 5, 24), "grad_queries": (3, 24),
+        **({"grad_scores": (0, 3, 5)} if scores else {}),
+    }  # fmt: skip
+
+
+def test_inputs_are_left_alone(device: str, make_case: Any, compute: Any, planned: Any) -> None:
+    case = make_case(SIZES, device=device, bias=("B", "M", "N"), masked=True, weights=True)
+    before = {name: getattr(case, name).clone() for name in ("tokens", "queries", "bias", "mask", "grad_weights")}
+    for passes in (1, 2):
+        compute(case, *planned(case, passes, 2))
+    for name, value in before.items():
+        assert torch.equal(getattr(case, name), value), name

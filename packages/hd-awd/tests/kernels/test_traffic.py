@@ -1,0 +1,214 @@
+"""How many bytes the kernels move: every load and store of the interpreter is counted and given to an argument."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+HALF_AND_FLOAT = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+DIRECTIONS = ("forward", "backward")
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+
+
+class Traffic:
+    """Bytes that the interpreter's kernels load and store, by (kernel, argument)."""
+
+    def __init__(self) -> None:
+        self._kernel, self._ranges = "", list[tuple[str, int, int]]()
+        self.clear()
+
+    def clear(self) -> None:
+        self.read: Counter[tuple[str, str]] = Counter()
+        self.written: Counter[tuple[str, str]] = Counter()
+        self.sizes: dict[tuple[str, str], int] = {}  # bytes of the argument
+        self.outside = 0  # accesses that lie in no argument
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """Bytes read and bytes written by all kernels."""
+        return self.read.total(), self.written.total()
+
+    def of(self, argument: str) -> tuple[int, int]:
+        """Bytes of that argument that all kernels read and wrote."""
+        both = [sum(n for (_, name), n in one.items() if name == argument) for one in (self.read, self.written)]
+        return both[0], both[1]
+
+    def start(self, kernel: str, names: list[str], values: tuple[Any, ...]) -> None:
+        self._kernel, self._ranges = kernel, []
+        for name, value in zip(names, values, strict=False):
+            if isinstance(value, Tensor) and value.numel():
+                extent = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
+                begin, self.sizes[kernel, name] = value.data_ptr(), value.numel() * value.element_size()
+                self._ranges.append((name, begin, begin + extent * value.element_size()))
+
+    def count(self, counter: Counter[tuple[str, str]], pointers: Any, mask: Any) -> None:
+        itemsize = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        data, keep = np.broadcast_arrays(pointers.data, mask.data)
+        addresses = data[keep.astype(bool)].astype(np.int64)
+        for name, begin, end in self._ranges:
+            inside = (addresses >= begin) & (addresses + itemsize <= end)
+            if inside.any():
+                counter[self._kernel, name] += int(inside.sum()) * itemsize
+                addresses = addresses[~inside]
+        self.outside += len(addresses)
+
+
+@pytest.fixture
+def traffic(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Traffic:
+    """Counts from here on; the interpreter works on CPU tensors in place, so addresses tell which argument is meant."""
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+    found, call, builder = Traffic(), GridExecutor.__call__, InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def counted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found.start(self.fn.__name__, self.arg_names, args)
+        return call(self, *args, **kwargs)
+
+    def counted_load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        found.count(found.read, pointers, mask)
+        return load(self, pointers, mask, *rest, **options)
+
+    def counted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        found.count(found.written, pointers, mask)
+        return store(self, pointers, value, mask, *rest, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted_call)
+    monkeypatch.setattr(builder, "create_masked_load", counted_load)
+    monkeypatch.setattr(builder, "create_masked_store", counted_store)
+    return found
+
+
+@pytest.fixture
+def move(launch: Any, traffic: Any) -> Any:
+    """One direction of a case; bytes are those of this direction alone."""
+
+    def run(case: Any, direction: str, plan: Any = None, *, scores: bool = False) -> Any:
+        inputs = (case.tokens, case.queries, case.full_bias, case.mask)
+        traffic.clear()
+        if direction == "forward":
+            launch.pool_forward(*inputs, case.eps, case.grad_weights is not None, plan)
+        else:
+            lse, delta = torch.zeros(2, *case.grad_pooled.shape[:2])
+            launch.pool_backward(
+                case.grad_pooled, case.grad_weights, *inputs, lse, delta, case.eps, scores, plan
+            )  # fmt: skip
+        assert traffic.outside == 0, "an access that lies in no argument"
+        return traffic
+
+    return run
+
+
+def one_program(plan: Any, count: int) -> Any:
+    """The same plan with a single program per sample."""
+    return dataclasses.replace(plan, splits=1, tokens_per_split=-(-count // plan.block_n) * plan.block_n)
+
+
+@HALF_AND_FLOAT
+@pytest.mark.parametrize(("width", "amount"), [(5, 1), (72, 4), (384, 4), (1000, 2), (1152, 1), (1152, 4)])
+def test_one_pass_reads_every_token_once(
+    make_case: Any, move: Any, launch: Any, dtype: torch.dtype, width: int, amount: int
+) -> None:
+    case = make_case((1, 13, width, amount), dtype)
+    size = case.tokens.nbytes
+    for direction in DIRECTIONS:
+        assert launch._plan(direction, case.tokens, amount).passes == 1
+        traffic = move(case, direction)
+        assert traffic.of("tokens") == (size, 0)
+        assert traffic.of("grad_tokens") == (0, size if direction == "backward" else 0)
+
+
+@HALF_AND_FLOAT
+def test_all_traffic_of_a_sample(make_case: Any, move: Any, launch: Any, dtype: torch.dtype) -> None:
+    """N = 256, C = 1,152, M = 4: beside the tokens there are M C float32 numbers, read once or written once each."""
+    case = make_case((1, 256, 1152, 4), dtype)
+    tokens, vectors, rows = case.tokens.nbytes, 4 * 1152 * 4, 4 * 4
+    plans = {direction: one_program(launch._plan(direction, case.tokens, 4), 256) for direction in DIRECTIONS}
+
+    traffic = move(case, "forward", plans["forward"])
+    read, written = traffic.total
+    assert (read, written) == (tokens + vectors, vectors + rows)
+    assert read <= 1.05 * tokens
+
+    traffic = move(case, "backward", plans["backward"])
+    read, written = traffic.total
+    assert (read, written) == (tokens + 2 * vectors + 2 * rows, tokens + vectors)
+    assert read <= 1.1 * tokens
+    assert written <= 1.05 * tokens
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_splitting_a_sample_reads_no_token_twice(make_case: Any, move: Any, planned: Any, splits: int) -> None:
+    case = make_case((2, 11, 72, 3))
+    for direction, plan in zip(DIRECTIONS, planned(case, 1, splits), strict=True):
+        assert plan.splits == splits
+        traffic = move(case, direction, plan)
+        assert traffic.of("tokens")[0] == case.tokens.nbytes
+        assert traffic.of("queries")[0] == 2 * splits * case.queries.nbytes
+        assert traffic.of("grad_tokens")[1] == (case.tokens.nbytes if direction == "backward" else 0)
+
+
+@HALF_AND_FLOAT
+@pytest.mark.parametrize(("width", "amount"), [(72, 3), (640, 16), (1152, 4), (1408, 16)])
+def test_two_passes_read_every_token_twice(
+    make_case: Any, move: Any, planned: Any, dtype: torch.dtype, width: int, amount: int
+) -> None:
+    """And its first 64 channels once more, for an estimate of its mean."""
+    case = make_case((1, 5, width, amount), dtype)
+    size = case.tokens.nbytes
+    for direction, plan in zip(DIRECTIONS, planned(case, 2), strict=True):
+        traffic = move(case, direction, plan)
+        assert traffic.of("tokens") == (2 * size + min(64, width) * size // width, 0)
+        assert traffic.of("grad_tokens") == (0, size if direction == "backward" else 0)
+        if width >= 640:
+            assert traffic.of("tokens")[0] <= 2.1 * size
+
+
+@pytest.mark.parametrize(("passes", "splits"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+@pytest.mark.parametrize("sizes", [(2, 13, 72, 3), (2, 7, 1, 1), (1, 5, 300, 5)], ids=str)
+def test_every_output_is_written_once_and_nothing_else(
+    make_case: Any, move: Any, planned: Any, sizes: tuple[int, int, int, int], passes: int, splits: int
+) -> None:
+    case = make_case(sizes, bias=("M", "N"), masked=True, weights=True)
+    for direction, plan in zip(DIRECTIONS, planned(case, passes, splits), strict=True):
+        traffic = move(case, direction, plan, scores=True)
+        given = {"tokens", "queries", "bias", "mask", "grad_pooled", "grad_weights"}
+        assert traffic.written
+        for key, written in traffic.written.items():
+            assert key[1] not in given
+            assert written == traffic.sizes[key], key
+
+
+def test_a_mask_and_a_bias_are_read_once(make_case: Any, move: Any, planned: Any) -> None:
+    case = make_case((2, 13, 72, 3), bias=("B", "M", "N"), masked=True, weights=True)
+    for direction, plan in zip(DIRECTIONS, planned(case, 1, 3), strict=True):
+        traffic = move(case, direction, plan, scores=True)
+        assert traffic.of("bias") == (case.bias.nbytes, 0)
+        assert traffic.of("mask") == (case.mask.nbytes, 0)
+        assert traffic.of("grad_weights")[0] == (case.grad_weights.nbytes if direction == "backward" else 0)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_traffic_does_not_depend_on_the_values(make_case: Any, move: Any, planned: Any, passes: int) -> None:
+    case = make_case((2, 9, 40, 3), masked=True)
+    other = dataclasses.replace(case, tokens=torch.zeros_like(case.tokens), mask=torch.zeros_like(case.mask))
+    for direction, plan in zip(DIRECTIONS, planned(case, passes, 2), strict=True):
+        counts = [(dict(t.read), dict(t.written)) for t in (move(one, direction, plan) for one in (case, other))]
+        assert counts[0] == counts[1]
+
+
+def test_an_access_outside_an_argument_is_noticed(launch: Any, traffic: Any) -> None:
+    """The counter itself: the kernel is told of 8 channels, and its output is the first 5 of a longer buffer."""
+    parts, pooled = torch.zeros(2, 8), torch.zeros(8)[:5]
+    merge = launch.one_pass.merge[(1, 1)]
+    merge(parts, torch.zeros(2), pooled, torch.zeros(1), 2, COUNT=1, WIDTH=8, BLOCK_C=16)
+    assert traffic.of("parts") == (parts.nbytes, 0)
+    assert traffic.of("pooled") == (0, pooled.nbytes)
+    assert traffic.outside == 3

@@ -1,0 +1,160 @@
+"""The PyTorch path with its backward by hand: values, gradients, blocks, memory, what an operator must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hd_awd import attention_pool
+from hd_awd.pooling import autograd, blocks
+from hd_awd.pooling.folded import attention_pool_folded
+
+SHAPES = {"none": None, "N": (7,), "MN": (3, 7), "BMN": (4, 3, 7), "B1N": (4, 1, 7), "M1": (3, 1)}
+
+
+def inputs(batch: int = 4, count: int = 7, width: int = 5, amount: int = 3) -> tuple[Tensor, Tensor]:
+    tokens = 2 * torch.randn(batch, count, width, dtype=torch.float64) + 1
+    return tokens.requires_grad_(), torch.randn(amount, width, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("bias_shape", list(SHAPES))
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("size", [1, 2 * 7 * 5, 1 << 20], ids=["one sample", "two samples", "all"])
+def test_equals_autograd_through_the_folded_form(
+    bias_shape: str, masked: bool, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of tokens, queries and bias, through vectors and through weights, however samples are divided."""
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", size)
+    tokens, queries = inputs()
+    shape = SHAPES[bias_shape]
+    bias = None if shape is None else torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(4, 7) < 0.6 if masked else None
+    if mask is not None:
+        mask[:, 0], mask[1] = True, False
+    wanted = [one for one in (tokens, queries, bias) if one is not None]
+    ways = torch.randn(4, 3, 5, dtype=torch.float64), torch.randn(4, 3, 7, dtype=torch.float64)
+    ours = attention_pool(tokens, queries, bias, mask, return_weights=True, backend="torch")
+    other = attention_pool_folded(tokens, queries, bias, mask)
+    for one, two in zip(ours, other, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-12)
+    for one, two in zip(torch.autograd.grad(ours, wanted, ways), torch.autograd.grad(other, wanted, ways), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-11, rtol=1e-10)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_one_input_alone_may_want_a_gradient(index: int, naive: Callable[..., Any]) -> None:
+    tokens, queries = inputs()
+    arguments = [tokens.detach(), queries.detach(), torch.randn(3, 7, dtype=torch.float64)]
+    arguments[index].requires_grad_()
+    found = torch.autograd.grad(attention_pool(*arguments).square().sum(), arguments[index])[0]
+    expected = torch.autograd.grad(naive(*arguments)[0].square().sum(), arguments[index])[0]
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-9)
+
+
+def test_a_large_offset_costs_no_more_than_storing_it(naive: Callable[..., Any]) -> None:
+    tokens, queries = torch.randn(2, 40, 64) + 1e4, 0.3 * torch.randn(4, 64)
+    expected = naive(tokens.double(), queries.double())[0]
+    torch.testing.assert_close(attention_pool(tokens, queries).double(), expected, atol=2e-3, rtol=0)
+    assert (attention_pool_folded(tokens, queries)[0].double() - expected).abs().max() > 4e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_tokens(dtype: torch.dtype, naive: Callable[..., Any]) -> None:
+    tokens, queries = torch.randn(3, 20, 32).to(dtype).requires_grad_(), torch.randn(2, 32, requires_grad=True)
+    pooled = attention_pool(tokens, queries)
+    found = torch.autograd.grad(pooled.float().square().sum(), (tokens, queries))
+    wide = [one.detach().double().requires_grad_() for one in (tokens, queries)]
+    expected = torch.autograd.grad(naive(*wide)[0].square().sum(), wide)
+    for one, two in zip(found, expected, strict=True):
+        assert ((one.double() - two).norm() / two.norm()).item() < 1e-2
+
+
+def test_a_batch_of_none() -> None:
+    tokens, queries = torch.randn(0, 4, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
+    pooled, weights = attention_pool(tokens, queries, return_weights=True)
+    assert (pooled.shape, weights.shape) == ((0, 3, 5), (0, 3, 4))
+    (pooled.sum() + weights.sum()).backward()
+    assert tokens.grad.shape == (0, 4, 5)
+    assert torch.all(queries.grad == 0)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor, in bytes, that any operation makes, by dtype; views do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[torch.dtype, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(one, Tensor) and not one._is_view():
+                size = one.numel() * one.element_size()
+                self.bytes[one.dtype] = max(self.bytes.get(one.dtype, 0), size)
+        return result
+
+
+def test_no_float32_copy_of_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, count, width = 12, 16, 32
+    block = 2 * count * width
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", block)
+    tokens, queries = torch.randn(batch, count, width).bfloat16(), torch.randn(2, width)
+    with Largest() as forward:
+        pooled, lse, _ = blocks.pool_forward(tokens, queries, None, None, 1e-6, False)
+    with Largest() as backward:
+        blocks.pool_backward(pooled, None, tokens, queries, None, None, lse, pooled.sum(-1), 1e-6, False)
+    assert forward.bytes[torch.float32] <= 4 * max(block, pooled.numel())
+    assert backward.bytes[torch.float32] <= 4 * max(block, pooled.numel())
+    assert backward.bytes[torch.bfloat16] == 2 * tokens.numel()
+
+
+@pytest.mark.parametrize("extras", [False, True])
+def test_operators_pass_pytorchs_checks(extras: bool) -> None:
+    tokens, queries = (one.detach().float() for one in inputs())
+    bias, mask = (torch.randn(4, 3, 7), torch.rand(4, 7) < 0.7) if extras else (None, None)
+    arguments = (tokens, queries, bias, mask, 1e-6, extras, False)
+    torch.library.opcheck(autograd.pool_op, arguments)
+    pooled, lse, weights = autograd.pool_op(*arguments)
+    grads = (torch.randn_like(pooled), torch.randn_like(weights) if extras else None)
+    torch.library.opcheck(
+        autograd.pool_backward_op, (*grads, tokens, queries, bias, mask, lse, pooled.sum(-1), 1e-6, extras, False)
+    )
+
+
+def test_third_derivatives_are_exact() -> None:
+    """Queries that depend on the tokens: every order sees both ways into the op."""
+
+    def third(pool: Any) -> Tensor:
+        torch.manual_seed(0)
+        tokens = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
+        value = pool(tokens, tokens[0, :2] * 2).square().sum()
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(value, tokens, create_graph=True)
+            value = grad.square().sum()
+        return value
+
+    expected = third(lambda tokens, queries: attention_pool_folded(tokens, queries, eps=1e-2)[0])
+    torch.testing.assert_close(third(lambda *a: attention_pool(*a, eps=1e-2)), expected, atol=1e-8, rtol=1e-8)
+
+
+def test_forward_mode_and_transforms_are_exact() -> None:
+    tokens, queries = (one.detach() for one in inputs())
+    way = torch.randn_like(tokens)
+
+    def pool(x: Tensor) -> Tensor:
+        return attention_pool(x, queries)
+
+    _, tangent = torch.func.jvp(pool, (tokens,), (way,))
+    step = 1e-6
+    slope = (pool(tokens + step * way) - pool(tokens - step * way)) / (2 * step)
+    assert slope.abs().max() > 1e-3
+    torch.testing.assert_close(tangent, slope, atol=1e-7, rtol=1e-6)
+    apart = torch.func.vmap(lambda one: pool(one[None])[0])(tokens)
+    torch.testing.assert_close(apart, pool(tokens), atol=1e-12, rtol=1e-12)
+    jacobian = torch.func.jacrev(pool)(tokens[:1])
+    torch.testing.assert_close(torch.einsum("amcbnd,bnd->amc", jacobian, way[:1]), tangent[:1], atol=1e-10, rtol=1e-9)

@@ -1,0 +1,147 @@
+"""The choice of kernel, tile and grid, over every kind of shape. Needs no Triton."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import FrozenInstanceError, asdict
+from typing import Any
+
+import pytest
+
+from hd_awd.pooling.kernels.plan import STAGES, TILE_BYTES, TWO_PASS, make_plan, power_of_two
+
+EDGES = [power + step for power in (2**k for k in range(5, 13)) for step in (-1, 0, 1) if 1 <= power + step <= 4096]
+WIDTHS = sorted({*EDGES, *range(1, 12), 72, 130, 320, 384, 640, 768, 1000, 1152, 1408, 1536, 2240, 3000, 3072, 3073})
+AMOUNTS = range(1, 17)
+SAMPLES = [(1, 1), (1, 31), (1, 64), (1, 1023), (1, 65536), (3, 257), (16, 256), (16, 1024), (300, 4096)]
+TARGETS = [(32, 8), (32, 132), (64, 304)]  # lanes and processors
+
+DIRECTIONS = pytest.mark.parametrize("direction", ["forward", "backward"])
+ITEMSIZES = pytest.mark.parametrize("itemsize", [2, 4])
+LANES = pytest.mark.parametrize("lanes", [32, 64])
+
+
+def is_power_of_two(value: int) -> bool:
+    return value >= 1 and value & (value - 1) == 0
+
+
+def test_power_of_two() -> None:
+    for value in range(1, 5000):
+        found = power_of_two(value)
+        assert is_power_of_two(found)
+        assert found // 2 < value <= found
+
+
+@DIRECTIONS
+@ITEMSIZES
+@LANES
+def test_a_tile_covers_the_row_and_fills_the_warps(direction: str, itemsize: int, lanes: int) -> None:
+    for width, amount in itertools.product(WIDTHS, AMOUNTS):
+        plan = make_plan(direction, 4, 256, width, amount, itemsize, lanes=lanes)
+        threads = lanes * plan.warps
+        case = f"C = {width}, M = {amount}: {plan}"
+        assert is_power_of_two(plan.head) and (plan.tail == 0 or is_power_of_two(plan.tail)), case  # noqa: PT018
+        assert is_power_of_two(plan.block_n), case
+        assert is_power_of_two(plan.warps), case
+        assert plan.head % threads == 0, f"a thread without a channel: {case}"
+        assert plan.tail % threads == 0, f"a thread without a channel: {case}"
+        assert plan.warps <= 16, case
+        assert threads <= 512, case
+        assert plan.stages == STAGES[lanes], case
+        if plan.passes == 1:
+            assert plan.head + plan.tail >= width, case
+            assert plan.tail < plan.head, case
+            # No channel too many that a smaller tail, or none, would have saved.
+            assert plan.tail == 0 or plan.head < width, case
+            assert plan.head + plan.tail < 2 * max(width, threads), case
+        else:
+            assert plan.passes == 2, case
+            assert plan.tail == 0, case
+            assert plan.head == max(TWO_PASS["block_c"], threads), case
+
+
+@DIRECTIONS
+@ITEMSIZES
+@LANES
+def test_tiles_in_flight_fit_into_shared_memory(direction: str, itemsize: int, lanes: int) -> None:
+    """By the channels that there are; padding lets a tile grow by an eighth on 32 lanes, to 64 KiB on 64."""
+    padded_limit = TILE_BYTES * 9 // 8 if lanes == 32 else TILE_BYTES
+    for width, amount in itertools.product(range(1, 4097, 5), (1, 3, 4, 8, 16)):
+        plan = make_plan(direction, 4, 256, width, amount, itemsize, lanes=lanes)
+        row = width if plan.passes == 1 else plan.head
+        assert plan.stages * plan.block_n * row * itemsize <= TILE_BYTES, plan
+        assert plan.stages * plan.block_n * (plan.head + plan.tail) * itemsize <= padded_limit, (width, plan)
+
+
+@DIRECTIONS
+@ITEMSIZES
+@LANES
+def test_up_to_1152_channels_and_4_queries_take_one_pass(direction: str, itemsize: int, lanes: int) -> None:
+    for width, amount in itertools.product(range(1, 1153), (1, 2, 3, 4)):
+        assert make_plan(direction, 16, 256, width, amount, itemsize, lanes=lanes).passes == 1, (width, amount)
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("lanes", [32, 64])
+def test_the_largest_state_takes_two_passes(direction: str, lanes: int) -> None:
+    """Otherwise the other kernels would never be chosen."""
+    assert make_plan(direction, 16, 256, 4096, 16, 4, lanes=lanes).passes == 2
+
+
+@DIRECTIONS
+@ITEMSIZES
+def test_splits_share_out_every_token_once(direction: str, itemsize: int) -> None:
+    for (lanes, processors), (batch, count), width, amount in itertools.product(
+        TARGETS, SAMPLES, (5, 72, 384, 1152, 2240, 4096), (1, 4, 16)
+    ):
+        plan = make_plan(direction, batch, count, width, amount, itemsize, lanes=lanes, processors=processors)
+        case = f"B = {batch}, N = {count}, C = {width}, M = {amount}: {plan}"
+        assert plan.splits >= 1, case
+        assert plan.splits * plan.tokens_per_split >= count, f"a token without a program: {case}"
+        assert (plan.splits - 1) * plan.tokens_per_split < count, f"a program without a token: {case}"
+        assert plan.tokens_per_split % plan.block_n == 0, f"a tile that crosses a split's end: {case}"
+        if plan.splits > 1:
+            assert plan.tokens_per_split >= 32, f"a program for too few tokens: {case}"
+
+
+@DIRECTIONS
+def test_a_small_batch_is_split_until_the_device_is_busy(direction: str) -> None:
+    def programs(batch: int, count: int, processors: int) -> int:
+        return batch * make_plan(direction, batch, count, 768, 2, 2, processors=processors).splits
+
+    for processors in (8, 100, 132):
+        assert programs(1, 65536, processors) >= 1.5 * processors
+        assert programs(1, 65536, processors) <= 2 * processors + 1
+        assert programs(8 * processors, 4096, processors) == 8 * processors
+    assert programs(1, 1024, 132) > 16
+    assert programs(1, 63, 132) == 1
+
+
+@DIRECTIONS
+@ITEMSIZES
+def test_a_choice_does_not_depend_on_the_batch(direction: str, itemsize: int) -> None:
+    """Only the number of splits does: the kernels that are compiled are the same for every batch."""
+
+    def compiled(batch: int, count: int, width: int, amount: int) -> dict[str, Any]:
+        plan = asdict(make_plan(direction, batch, count, width, amount, itemsize))
+        return {name: value for name, value in plan.items() if name not in ("splits", "tokens_per_split")}
+
+    for width, amount in itertools.product(WIDTHS, AMOUNTS):
+        one, *others = (compiled(*sizes, width, amount) for sizes in ((1, 1), (1, 5000), (300, 256)))
+        assert all(other == one for other in others), (width, amount)
+
+
+@DIRECTIONS
+def test_more_queries_never_take_fewer_passes(direction: str) -> None:
+    for width, itemsize in itertools.product(WIDTHS, (2, 4)):
+        passes = [make_plan(direction, 4, 256, width, amount, itemsize).passes for amount in AMOUNTS]
+        assert passes == sorted(passes), width
+
+
+def test_the_same_inputs_give_the_same_plan() -> None:
+    for width, amount in itertools.product((5, 384, 1152, 4096), (1, 4, 16)):
+        first, second = (make_plan("backward", 3, 200, width, amount, 2) for _ in range(2))
+        assert first == second
+        assert hash(first) == hash(second)
+    with pytest.raises(FrozenInstanceError):
+        first.splits = 2
