@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -133,7 +134,8 @@ def test_the_adversarys_settings_accept_what_the_discriminator_accepts() -> None
     ):
         variant = {"pooling": pooling, "merge": merge, "weighed": weighed, "heads": heads, "head_width": 4}
         fate = []
-        for make in (lambda: AdversarySettings(**variant), lambda: hd_awd.Discriminator([3], **variant)):
+        makers = functools.partial(AdversarySettings, **variant), functools.partial(hd_awd.Discriminator, [3], **variant)
+        for make in makers:
             try:
                 make()
             except ValueError:
