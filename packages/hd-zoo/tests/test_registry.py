@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hd_zoo import create_model, from_pretrained, list_models, save_pretrained
 from hd_zoo.registry import ARCHITECTURES, build
 
-ENTRIES = [(name, interval, classes) for name in list_models() for interval in (None, "added") for classes in (0, 4)]
+SMALL = [name for name in list_models() if not name.startswith(("sit_", "lightningdit_", "dit_s_", "dit_b_", "dit_l_", "dit_xl_"))]
+ENTRIES = [(name, interval, classes) for name in SMALL for interval in (None, "added") for classes in (0, 4)]
 every_entry = pytest.mark.parametrize(("name", "interval", "classes"), ENTRIES)
 
 
@@ -80,7 +81,7 @@ def test_the_jvp_along_a_trajectory_against_central_differences(
         assert (found.abs().max() > 1e-4) == bool(depends)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", SMALL)
 def test_the_same_seed_gives_the_same_network_and_overrides_count(name: str, tmp_path: Any) -> None:
     one, other = create(name, None, 3), create(name, None, 3)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from hd_zoo import DiffusionTransformer, create_model, list_models, to_student
+from hd_zoo import DiffusionTransformer, create_model, to_student
 
 
-@pytest.fixture(params=list_models())
+@pytest.fixture(params=["mlp_2d", "dit_nano_2", "dit_micro_4", "dit_mini_4"])
 def teacher(request: pytest.FixtureRequest, randomised: Callable[..., nn.Module]) -> nn.Module:
     return randomised(create_model(request.param, classes=4), std=0.05)
 
