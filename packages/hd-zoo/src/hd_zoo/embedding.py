@@ -12,14 +12,15 @@ from hd_zoo.field import check_times, labels_or_null
 INTERVALS = ("added", "decoupled")
 
 
-def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """(B,) times -> (B, width) cosines and sines at ``width / 2`` frequencies from 1 down to 1 / max_period.
+def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0, *, inclusive: bool = False) -> Tensor:
+    """(B,) times -> (B, width) cosines and sines at ``width / 2`` frequencies from 1 down to about 1 / max_period.
 
+    ``inclusive``: the last frequency is 1 / max_period exactly, as in diffusers' DiT, and not one short of it.
     In t's dtype but never below float32: half precision cannot tell neighbouring times apart.
     """
     half = width // 2
     t = t.to(torch.promote_types(t.dtype, torch.float32))
-    exponents = torch.arange(half, device=t.device, dtype=t.dtype) / half
+    exponents = torch.arange(half, device=t.device, dtype=t.dtype) / (half - 1 if inclusive else half)
     angles = t[:, None] * torch.exp(-math.log(max_period) * exponents)[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -61,10 +62,11 @@ def rotate(h: Tensor, table: Tensor) -> Tensor:
 class TimeEmbedding(nn.Module):
     """Times -> (B, width): sinusoids through a two-layer MLP. ``zero_init``: its output is zero at first."""
 
-    def __init__(self, width: int, frequencies: int, scale: float, *, zero_init: bool = False) -> None:
+    def __init__(
+        self, width: int, frequencies: int, scale: float, *, zero_init: bool = False, inclusive: bool = False
+    ) -> None:
         super().__init__()
-        self.frequencies = frequencies
-        self.scale = scale
+        self.frequencies, self.scale, self.inclusive = frequencies, scale, inclusive
         first, last = nn.Linear(frequencies, width), nn.Linear(width, width)
         nn.init.normal_(first.weight, std=0.02)
         nn.init.normal_(last.weight, std=0.02)
@@ -75,7 +77,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         weight = next(self.mlp.parameters())
-        return self.mlp(sinusoidal_embedding(self.scale * t, self.frequencies).to(weight.dtype))
+        waves = sinusoidal_embedding(self.scale * t, self.frequencies, inclusive=self.inclusive)
+        return self.mlp(waves.to(weight.dtype))
 
 
 class ConditionedField(nn.Module):
@@ -89,10 +92,16 @@ class ConditionedField(nn.Module):
     label_embed: nn.Embedding | None
 
     def _make_embeddings(
-        self, width: int, classes: int, interval: str | None, time_scale: float, frequencies: int
+        self,
+        width: int,
+        classes: int,
+        interval: str | None,
+        time_scale: float,
+        frequencies: int,
+        inclusive: bool = False,
     ) -> None:
         self.classes, self.interval = classes, interval
-        self.time_embed = TimeEmbedding(width, frequencies, time_scale)
+        self.time_embed = TimeEmbedding(width, frequencies, time_scale, inclusive=inclusive)
         added = interval == "added"
         self.interval_embed = TimeEmbedding(width, frequencies, time_scale, zero_init=True) if added else None
         self.label_embed = nn.Embedding(classes + 1, width) if classes else None

@@ -126,6 +126,7 @@ class DiffusionTransformer(ConditionedField):
             network is shown 1 - t, 1 - r, and its output's sign is changed, so that from outside t = 0 is data.
         time_scale: factor on t and (t - r) before the sinusoids. It multiplies du/dt; SiT uses 1, DiT 1000.
         frequencies: number of sinusoids in the time embeddings.
+        inclusive_frequencies: of t's embedding, as diffusers' DiT spaces them; see :func:`sinusoidal_embedding`.
 
     Raises:
         ValueError: for impossible sizes, or inputs whose shapes or labels do not fit.
@@ -152,6 +153,7 @@ class DiffusionTransformer(ConditionedField):
         reversed_time: bool = False,
         time_scale: float = 1.0,
         frequencies: int = 256,
+        inclusive_frequencies: bool = False,
     ) -> None:
         if image_size < 1 or patch < 1 or image_size % patch:
             raise ValueError(f"image_size must be a positive multiple of patch; got {image_size} and {patch}")
@@ -167,6 +169,8 @@ class DiffusionTransformer(ConditionedField):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if inclusive_frequencies and frequencies < 4:
+            raise ValueError(f"inclusive_frequencies needs frequencies >= 4; got {frequencies}")
         if rotary and (width // heads) % 4:
             raise ValueError(f"rotary needs a head width that is a multiple of 4; got {width // heads}")
         if not 0 <= early_blocks <= depth:
@@ -178,7 +182,7 @@ class DiffusionTransformer(ConditionedField):
         self.early_blocks = early_blocks or max(1, round(depth * 5 / 7))
         self.learned_variance, self.reversed_time = learned_variance, reversed_time
         self.patch_embed = nn.Linear(channels * patch * patch, width)
-        self._make_embeddings(width, classes, interval, time_scale, frequencies)
+        self._make_embeddings(width, classes, interval, time_scale, frequencies, inclusive_frequencies)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, activation, norm, qk_norm) for _ in range(depth))
         self.head = Head(width, (2 if learned_variance else 1) * channels * patch * patch, norm)
         self.register_buffer("positions", grid_embedding(width, self.grid, self.grid))
