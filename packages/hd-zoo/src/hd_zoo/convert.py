@@ -1,8 +1,8 @@
-"""Converters at the door: other predictions, other noise schedules, the other time direction, made into our velocity field.
+"""Converters at the door: other predictions, noise schedules and time directions, made into our velocity field.
 
-Ours is the linear path x_t = (1 - t) x + t eps with t = 0 data and t = 1 noise, v = eps - x. A converter shows the network
-what it was trained on and turns its answer into v. It passes r on to a network that has an interval (a student of
-:func:`hd_zoo.to_student`, which starts as the teacher behind the same converter) and to no other.
+Ours is the linear path x_t = (1 - t) x + t eps with t = 0 data and t = 1 noise, v = eps - x. A converter shows the
+network what it was trained on and turns its answer into v. It passes r on to a network that has an interval (a student
+of :func:`hd_zoo.to_student`, which starts as the teacher behind the same converter) and to no other.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ class NoisePrediction(Converter):
 class DiffusedNoise(Converter):
     """A network that predicts the noise of a variance-preserving diffusion (DDPM, arXiv 2006.11239), as DiT does.
 
-    It was shown z_i = sqrt(abar_i) x + sqrt(1 - abar_i) eps at steps i = 0 .. S - 1. Where both have the same ratio of
-    noise to data the two paths differ by a factor alone:
+    It was shown z_i = sqrt(abar_i) x + sqrt(1 - abar_i) eps at steps i = 0 .. S - 1. Where both have the same ratio
+    of noise to data the two paths differ by a factor alone:
 
         sqrt(1 - abar) / sqrt(abar) = t / (1 - t)       z = x_t / n,  n = sqrt((1 - t)^2 + t^2)
         v = (eps_hat - x_t) / (1 - t)
 
-    i(t) interpolates log(t / (1 - t)) linearly between the steps. The schedule begins and ends within (0, 1): before its
-    first step the network is shown i = 0. After the last, ``t_end`` (0.9937 for DiT), where data is weighed by
-    less than a hundredth, the field is the one at ``t_end``: x_1, pure noise, is taken for the diffusion's last state,
-    as its own samplers do.
+    i(t) interpolates log(t / (1 - t)) linearly between the steps. The schedule begins and ends within (0, 1): before
+    its first step the network is shown i = 0. After the last, ``t_end`` (0.9937 for DiT), where data is weighed by
+    less than a hundredth, the field is the one at ``t_end``: x_1, pure noise, is taken for the diffusion's last
+    state, as its own samplers do.
 
     Args:
         network: called with z and i / S (a :class:`hd_zoo.DiffusionTransformer` with ``time_scale`` S).
@@ -154,26 +154,31 @@ class EDMDenoiser(Converter):
     ) -> None:
         super().__init__(network, sigma_data=sigma_data, sigma_max=sigma_max, t_min=t_min)
         if not (sigma_data is None or sigma_data > 0) or not sigma_max > 0 or not 0 < t_min < 1:
-            raise ValueError(
-                f"sigma_data and sigma_max must be > 0 and t_min lie in (0, 1); got {sigma_data}, {sigma_max} and {t_min}"
-            )
+            given = f"{sigma_data}, {sigma_max} and {t_min}"
+            raise ValueError(f"sigma_data and sigma_max must be > 0 and t_min lie in (0, 1); got {given}")
         self.sigma_data, self.t_min, self.t_end = sigma_data, t_min, sigma_max / (1 + sigma_max)
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, **cond: Any) -> Tensor:
         t = t.clamp(max=self.t_end)
         time = expand_times(t, x)
         y = x / (1 - time)
-        levels = [None if one is None else one / (1 - one) for one in (t, None if r is None else torch.minimum(r, t))]
-        return (x - self._denoise(y, levels[0], levels[1], cond)) / time.clamp(min=self.t_min)
+        target = None if r is None else torch.minimum(r, t)
+        sigma, target = t / (1 - t), None if target is None else target / (1 - target)
+        return (x - self._denoise(y, sigma, target, cond)) / time.clamp(min=self.t_min)
 
     def _denoise(self, y: Tensor, sigma: Tensor, target: Tensor | None, cond: dict[str, Any]) -> Tensor:
         if self.sigma_data is None:
             return self.answer(y, sigma, target, cond)
         level, data = expand_times(sigma, y), self.sigma_data
         total = level**2 + data**2
-        inputs = [None if one is None else one.clamp(min=1e-8).log() / 4 for one in (sigma, target)]
-        inner = self.answer(y / total.sqrt(), inputs[0], inputs[1], cond)
+        target = None if target is None else _log_level(target)
+        inner = self.answer(y / total.sqrt(), _log_level(sigma), target, cond)
         return data**2 / total * y + level * data / total.sqrt() * inner
+
+
+def _log_level(sigma: Tensor) -> Tensor:
+    """EDM's c_noise, finite at sigma = 0."""
+    return sigma.clamp(min=1e-8).log() / 4
 
 
 #: What a ``config.json`` may name; nothing else is ever constructed from a file.

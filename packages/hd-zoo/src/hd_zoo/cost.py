@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +18,11 @@ class Cost:
 
     Attributes:
         parameters: trainable numbers; fixed positions are not counted.
-        multiply_adds: of one forward pass of one sample, matrix products alone (a "GFLOP" of the DiT and SiT papers is
-            10^9 of these).
+        multiply_adds: of one forward pass of one sample, matrix products alone (a "GFLOP" of the DiT and SiT papers
+            is 10^9 of these).
         weight_bytes: of the parameters.
-        activation_bytes: about what autograd keeps of one sample for the backward pass, with fused attention and without
-            recomputation (within a tenth of what it was seen to keep).
+        activation_bytes: about what autograd keeps of one sample for the backward pass, with fused attention and
+            without recomputation (within a tenth of what it was seen to keep).
     """
 
     parameters: int
@@ -30,7 +31,7 @@ class Cost:
     activation_bytes: int
 
     def training_bytes(self, batch: int, *, copies: int = 5) -> int:
-        """Memory of a training step: weights, gradients, two moments of Adam and an average (``copies``), activations."""
+        """Of a training step: weights, gradients, two moments of Adam and an average (``copies``), activations."""
         return copies * self.weight_bytes + batch * self.activation_bytes
 
 
@@ -56,13 +57,14 @@ def model_cost(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> Cost:
             passes = 2 if model.interval == "decoupled" and name.startswith("time_embed") else 1
             multiply_adds += passes * rows * module.in_features * module.out_features
             numbers += passes * rows * module.in_features
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         width, hidden = block.attn.qkv.in_features, _hidden(block.mlp)
         multiply_adds += 2 * tokens**2 * width
         # Beside the inputs of linear maps: q, k, v; what the norms, the modulations and the gates multiply; the MLP
         # before its activation. RMSNorm and rotations go through more steps than one, each with a result.
         widths = 9.5 + 2 * isinstance(block.norm1, nn.RMSNorm) + 2 * (model.rotary is not None)
-        widths += (0 if isinstance(block.attn.q_norm, nn.Identity) else 5 if isinstance(block.norm1, nn.RMSNorm) else 3)
+        widths += 0 if isinstance(block.attn.q_norm, nn.Identity) else 5 if isinstance(block.norm1, nn.RMSNorm) else 3
         numbers += int(tokens * (widths * width + (3 if isinstance(block.mlp, GatedMLP) else 1) * hidden))
     parameters = sum(one.numel() for one in model.parameters())
     size = torch.empty((), dtype=dtype).element_size()
@@ -79,4 +81,6 @@ def _hidden(mlp: nn.Module) -> int:
     if isinstance(mlp, GatedMLP):
         return mlp.out.in_features
     assert isinstance(mlp, nn.Sequential)
-    return int(mlp[0].out_features)
+    first = mlp[0]
+    assert isinstance(first, nn.Linear)
+    return first.out_features

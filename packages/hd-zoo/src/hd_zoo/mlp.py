@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,8 +15,8 @@ class MLPField(ConditionedField):
         features: dimension of the data.
         width, depth: hidden width and number of residual layers.
         classes: number of classes; label ``classes`` is the null class. 0 makes the network unconditional.
-        interval: None (a teacher: r is ignored), "added" (zero-initialised embedding of t - r: a student) or "decoupled"
-            (the first half of the layers sees t, the others r: a student without new weights).
+        interval: None (a teacher: r is ignored), "added" (zero-initialised embedding of t - r: a student) or
+            "decoupled" (the first half of the layers sees t, the others r: a student without new weights).
         time_scale: factor on t and (t - r) before the sinusoids; it multiplies du/dt.
         frequencies: number of sinusoids in the time embeddings.
 

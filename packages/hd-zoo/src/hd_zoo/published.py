@@ -2,7 +2,7 @@
 
     teacher = load_published("SiT-XL-2-256x256.pt", "sit_xl_2")
 
-Nothing is unpickled but tensors (``weights_only=True``). The families share their names of weights, so one table serves.
+Nothing is unpickled but tensors (``weights_only=True``). The families share their names of weights: one table serves.
 """
 
 from __future__ import annotations

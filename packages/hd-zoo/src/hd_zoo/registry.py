@@ -54,8 +54,8 @@ def create_model(name: str, *, device: str | torch.device | None = None, **overr
     """Build a network with random weights.
 
     Args:
-        name: one of :func:`list_models`. ``sit_xl_2`` and its kind are the published networks; ``dit_*`` predict noise of
-            a diffusion, not velocity: :class:`hd_zoo.DiffusedNoise` makes a field of them.
+        name: one of :func:`list_models`. ``sit_xl_2`` and its kind are the published networks; ``dit_*`` predict
+            noise of a diffusion, not velocity: :class:`hd_zoo.DiffusedNoise` makes a field of them.
         device: where the weights are made; "meta" makes none, for counting.
         overrides: any argument of the architecture (``classes=10``, ``interval="added"``, ``depth=6`` ...).
 
@@ -69,9 +69,7 @@ def create_model(name: str, *, device: str | torch.device | None = None, **overr
     return build(architecture, {**defaults, **overrides}, device=device)
 
 
-def build(
-    architecture: str, arguments: dict[str, Any], *, device: str | torch.device | None = None
-) -> nn.Module:
+def build(architecture: str, arguments: dict[str, Any], *, device: str | torch.device | None = None) -> nn.Module:
     """Construct ``ARCHITECTURES[architecture](**arguments)`` and note both on it, for :func:`blueprint`.
 
     Raises:
@@ -90,7 +88,9 @@ def build(
             )
         # They come from files as well, and must go back into JSON: a Python int, not NumPy's, and no bool.
         kind = kinds[argument]
-        if (isinstance(value, bool) and kind is not bool) or not isinstance(value, (int, float) if kind is float else kind):
+        if (isinstance(value, bool) and kind is not bool) or not isinstance(
+            value, (int, float) if kind is float else kind
+        ):
             name = getattr(kind, "__name__", kind)
             raise ValueError(f"argument {argument!r} of {architecture!r} must be {name}; got {value!r}")
     try:

@@ -59,14 +59,14 @@ def sample_sde(
     strength: Callable[[float], float] | None = None,
     **cond: Any,
 ) -> Tensor:
-    """Integrate the stochastic process with the field's marginals from t = 1 to t = 0 (SiT, arXiv 2401.08740, eq. 5).
+    """Integrate the stochastic process with the field's marginals from t = 1 to t = 0 (SiT, arXiv 2401.08740).
 
     With the score s = -(x + (1 - t) v) / t of the linear path and a diffusion coefficient w(t) >= 0,
 
         dx = (v - w s / 2) dt + sqrt(w) dW, backwards in time
 
-    by Euler and Maruyama with equal steps from 1 to ``last_step``, and from there one step of the mean alone to 0. SiT's
-    250-step figures are of this kind, with w(t) = 2 t, ``last_step`` 0.04.
+    by Euler and Maruyama with equal steps from 1 to ``last_step``, and from there one step of the mean alone to 0.
+    SiT's 250-step figures are of this kind, with w(t) = 2 t, ``last_step`` 0.04.
 
     Args:
         field: an instantaneous velocity field (a teacher).

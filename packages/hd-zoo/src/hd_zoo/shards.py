@@ -1,7 +1,8 @@
-"""Tensors in one safetensors file or in several with an index, the layout that the Hugging Face libraries read and write."""
+"""Tensors in one safetensors file or in several with an index, as the Hugging Face libraries lay them out."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ SHARD_BYTES = 5_000_000_000
 def shard_writers(
     tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES
 ) -> dict[Path, Callable[[Path], Any]]:
-    """What writes each file: one of weights, or several of at most ``shard_bytes`` (a tensor is never cut) and an index."""
+    """What writes each file: one of weights, or several of at most ``shard_bytes`` and an index. No tensor is cut."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -30,16 +31,20 @@ def shard_writers(
         shards[-1][name] = tensor
         filled += size
     if len(shards) == 1:
-        return {folder / WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"})}
+        return {folder / WEIGHTS: functools.partial(_save, tensors)}
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     index = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
     writers: dict[Path, Callable[[Path], Any]] = {}
     for file, shard in zip(files, shards, strict=True):
-        writers[folder / file] = lambda path, shard=shard: save_file(shard, path, metadata={"format": "pt"})
+        writers[folder / file] = functools.partial(_save, shard)
     writers[folder / INDEX] = lambda path: path.write_text(index, encoding="utf-8")
     return writers
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -68,7 +73,9 @@ def shard_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_tensors(files: list[Path], device: str | torch.device, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(
+    files: list[Path], device: str | torch.device, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
     """Every (name, tensor), each straight to its device and dtype: no second copy of more than one tensor.
 
     Raises:

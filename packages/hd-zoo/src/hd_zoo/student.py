@@ -16,9 +16,9 @@ def to_student(teacher: nn.Module, interval: str = "added") -> nn.Module:
     Args:
         teacher: a network of this package (from :func:`create_model` or :func:`from_pretrained`), perhaps behind
             a converter, which the student then stands behind as well.
-        interval: how r enters; "added" adds an embedding of (t - r) whose last layer is zero [ours], "decoupled" shows t to
-            the early part of the network and r to the late one, without new weights [arXiv 2510.24474]; that one
-            equals the teacher at r = t alone.
+        interval: how r enters; "added" adds an embedding of (t - r) whose last layer is zero [ours], "decoupled" shows
+            t to the early part of the network and r to the late one, without new weights [arXiv 2510.24474]; that
+            one equals the teacher at r = t alone.
 
     Returns:
         A new network on the teacher's device and in its dtype, in the same mode, with every parameter

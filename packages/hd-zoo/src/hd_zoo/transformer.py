@@ -121,7 +121,7 @@ class DiffusionTransformer(ConditionedField):
         norm: "layer", or "rms" (LightningDiT), which has a weight.
         rotary: turn queries and keys by their position, beside the fixed positions; head width a multiple of 4.
         qk_norm: normalise queries and keys per head.
-        learned_variance: the head predicts twice the channels, of which the second half (a variance, in DiT) is dropped.
+        learned_variance: the head predicts twice the channels; the second half (a variance, in DiT) is dropped.
         reversed_time: for weights whose t = 0 is noise and whose velocity points to data (SiT, LightningDiT): the
             network is shown 1 - t, 1 - r, and its output's sign is changed, so that from outside t = 0 is data.
         time_scale: factor on t and (t - r) before the sinusoids. It multiplies du/dt; SiT uses 1, DiT 1000.
@@ -177,7 +177,7 @@ class DiffusionTransformer(ConditionedField):
             raise ValueError(f"early_blocks must lie in [0, depth]; got {early_blocks} of {depth}")
         check_condition(classes, interval, frequencies, time_scale)
         super().__init__()
-        self.patch, self.grid = patch, image_size // patch
+        self.patch, self.grid, self.head_width = patch, image_size // patch, width // heads
         self.sample_shape = (channels, image_size, image_size)
         self.early_blocks = early_blocks or max(1, round(depth * 5 / 7))
         self.learned_variance, self.reversed_time = learned_variance, reversed_time
@@ -191,8 +191,7 @@ class DiffusionTransformer(ConditionedField):
 
     def make_rotary(self) -> Tensor:
         """The table by which queries and keys are turned, (2, N, D)."""
-        attention = self.blocks[0].attn
-        return rotary_table(attention.proj.in_features // attention.heads, self.grid, self.grid)
+        return rotary_table(self.head_width, self.grid, self.grid)
 
     def _initialise(self) -> None:
         """adaLN-zero: blocks start as the identity, the head at zero; Xavier for the other linear maps."""

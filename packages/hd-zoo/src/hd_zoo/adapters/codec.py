@@ -40,10 +40,12 @@ class AutoencoderCodec(nn.Module):
         scale, shift: None takes ``scaling_factor`` and ``shift_factor`` of its configuration (0 without the latter).
     """
 
+    autoencoder: Any
+
     def __init__(self, autoencoder: nn.Module, scale: float | None = None, shift: float | None = None) -> None:
         super().__init__()
-        config: Any = autoencoder.config
         self.autoencoder = autoencoder.eval().requires_grad_(False)
+        config = self.autoencoder.config
         self.scale = float(config.scaling_factor if scale is None else scale)
         self.shift = float((getattr(config, "shift_factor", None) or 0.0) if shift is None else shift)
         if not self.scale > 0:

@@ -19,6 +19,8 @@ from hd_zoo.transformer import DiffusionTransformer
 class DiTNoise(nn.Module):
     """The wrapped model's noise: ``network(z, i / 1000, labels=...)``, what :class:`hd_zoo.DiffusedNoise` expects."""
 
+    model: Any
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -26,11 +28,7 @@ class DiTNoise(nn.Module):
     @property
     def null_label(self) -> int:
         """The label that stands for "no class"."""
-        return int(self._config.num_embeds_ada_norm)
-
-    @property
-    def _config(self) -> Any:
-        return self.model.config
+        return int(self.model.config.num_embeds_ada_norm)
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, *, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), t (B,) in [0, 1), labels (B,) int64 or None: the null class. r is ignored."""
@@ -39,7 +37,9 @@ class DiTNoise(nn.Module):
         return out[:, : x.shape[1]]
 
 
-def load_diffusers_dit(source: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **options: Any) -> nn.Module:
+def load_diffusers_dit(
+    source: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **options: Any
+) -> nn.Module:
     """A velocity field from a folder or hub id that holds a ``DiTTransformer2DModel`` (``facebook/DiT-XL-2-256``).
 
     Args:

@@ -1,9 +1,10 @@
-"""Sana (arXiv 2410.10629), text to image: diffusers' ``SanaTransformer2DModel`` as a teacher and as a two-time student."""
+"""Sana (arXiv 2410.10629), text to image: diffusers' ``SanaTransformer2DModel`` as teacher and two-time student."""
 
 from __future__ import annotations
 
 import copy
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ class SanaField(nn.Module):
     The wrapped model is shown 1000 t ``timestep_scale``. r is ignored unless the model is a student's
     (:func:`to_sana_student`).
 
-    Args of the call: x (B, C, h, w) latents; t and r (B,); prompt (B, L, E) embeddings of the text; prompt_mask (B, L), 1 for
-    tokens that count; guidance (B,), for models distilled to take a scale.
+    Args of the call: x (B, C, h, w) latents; t and r (B,); prompt (B, L, E) embeddings of the text; prompt_mask
+    (B, L), 1 for tokens that count; guidance (B,), for models distilled to take a scale.
     """
+
+    model: Any
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -31,11 +34,7 @@ class SanaField(nn.Module):
     @property
     def interval(self) -> str | None:
         """ "added" for a student, None for a teacher."""
-        return "added" if isinstance(self._model.time_embed, _TwoTimeEmbedding) else None
-
-    @property
-    def _model(self) -> Any:
-        return self.model
+        return "added" if isinstance(self.model.time_embed, _TwoTimeEmbedding) else None
 
     def forward(
         self,
@@ -48,7 +47,7 @@ class SanaField(nn.Module):
         guidance: Tensor | None = None,
     ) -> Tensor:
         check_times(x, t, r)
-        config = self._model.config
+        config = self.model.config
         scale = 1000 * config.timestep_scale
         times = scale * t
         if self.interval is not None:
@@ -89,7 +88,9 @@ class _TwoTimeEmbedding(nn.Module):
 
 
 def load_sana(source: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **options: Any) -> SanaField:
-    """A teacher from a folder or hub id (``Efficient-Large-Model/Sana_600M_512px_diffusers``, ``subfolder="transformer"``).
+    """A teacher from a folder or hub id (``Efficient-Large-Model/Sana_600M_512px_diffusers``).
+
+    In a pipeline's folder it lies under ``subfolder="transformer"``.
 
     Raises:
         ModuleNotFoundError: without diffusers.
@@ -107,7 +108,7 @@ def to_sana_student(teacher: SanaField) -> SanaField:
     """
     student = copy.deepcopy(teacher)
     if student.interval is None:
-        model = student._model
+        model = student.model
         weight = next(model.parameters())
         embedding = _TwoTimeEmbedding(model.time_embed, model.proj_out.in_features)
         model.time_embed = embedding.to(weight.device, weight.dtype)
@@ -130,7 +131,7 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
         components: ``vae``, ``text_encoder`` and ``tokenizer`` of the teacher's pipeline, each may be None.
 
     Raises:
-        ValueError: for a teacher.
+        ValueError: for a teacher, or if the folder exists.
         ModuleNotFoundError: without diffusers (and the transformers library that its pipeline needs).
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
@@ -138,14 +139,16 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
     if student.interval is None:
         raise ValueError("a student of to_sana_student is needed; this field has one time")
     parts = {"vae": None, "text_encoder": None, "tokenizer": None, **components}
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
-    pipeline = SanaPipeline(transformer=fold_interval(student), scheduler=scheduler, **parts)
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.partial")
-    pipeline.save_pretrained(temporary)
     if folder.exists():
         raise ValueError(f"{folder} exists; choose another name or remove it")
-    temporary.replace(folder)
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+    pipeline = SanaPipeline(transformer=fold_interval(student), scheduler=scheduler, **parts)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        pipeline.save_pretrained(temporary)
+        Path(temporary).rename(folder)
+        Path(temporary).mkdir()  # for the context to remove
     return folder
 
 
