@@ -69,7 +69,7 @@ def test_the_students_blueprint_has_the_interval(teacher: nn.Module) -> None:
 
 
 def test_errors(teacher: nn.Module) -> None:
-    with pytest.raises(ValueError, match="interval must be None or \"added\"; got 'concatenated'"):
+    with pytest.raises(ValueError, match="interval must be None, 'added' or 'decoupled'; got 'concatenated'"):
         to_student(teacher, "concatenated")
     with pytest.raises(ValueError, match="create_model, to_student or from_pretrained is needed; got Linear"):
         to_student(nn.Linear(2, 2))

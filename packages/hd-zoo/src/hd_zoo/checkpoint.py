@@ -127,7 +127,7 @@ def _unwrap(model: nn.Module) -> tuple[list[dict[str, Any]], nn.Module]:
 def _wrap(model: nn.Module, converter: Any, path: Path) -> nn.Module:
     try:
         return CONVERTERS[converter["name"]](model, **converter["arguments"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{path} names a converter that this package does not know: {error}") from error
 
 

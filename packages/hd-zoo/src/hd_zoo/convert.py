@@ -25,9 +25,15 @@ class Converter(nn.Module):
         self.network = network
         self.arguments = arguments
 
+    @property
+    def interval(self) -> str | None:
+        """How r enters the network, None if it does not."""
+        interval: str | None = getattr(self.network, "interval", None)
+        return interval
+
     def answer(self, x: Tensor, t: Tensor, r: Tensor | None, cond: dict[str, Any]) -> Tensor:
         """The network's, with r only if it has an interval."""
-        if r is None or getattr(self.network, "interval", None) is None:
+        if r is None or self.interval is None:
             return self.network(x, t, **cond)
         return self.network(x, t, r, **cond)
 

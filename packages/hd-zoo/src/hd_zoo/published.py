@@ -81,15 +81,16 @@ def read_weights(path: str | os.PathLike[str], *, averaged: bool = True) -> dict
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    if path.suffix == ".safetensors":
-        found: Any = load_file(path)
-    else:
-        try:
+    found: Any
+    try:
+        if path.suffix == ".safetensors":
+            found = load_file(path)
+        else:
             # The settings that training scripts of these families store beside the weights are a plain Namespace.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as weights alone: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights alone: {error}") from error
     for place in (*AVERAGED, *CURRENT) if averaged else (*CURRENT, *AVERAGED):
         if isinstance(found, dict) and isinstance(found.get(place), dict):
             found = found[place]
