@@ -1,14 +1,33 @@
-"""The converters against the Gaussian's conditional means and against its own time-reversed flow."""
+"""The converters against the Gaussian's conditional means and against its own time-reversed flow.
+
+Also students behind converters, and converters on disk.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hd_zoo import DataPrediction, NoisePrediction, ReversedTime, create_model
+from hd_zoo import (
+    DataPrediction,
+    DiffusedNoise,
+    EDMDenoiser,
+    NoisePrediction,
+    ReversedTime,
+    create_model,
+    from_pretrained,
+    read_config,
+    save_pretrained,
+    to_student,
+)
 
 
 @pytest.fixture
@@ -96,3 +115,311 @@ def test_impossible_clamps(value: float) -> None:
 def test_one_time_per_sample_is_needed() -> None:
     with pytest.raises(ValueError, match=r"times must have shape \(3,\), one per sample; got \(1,\)"):
         DataPrediction(lambda x, t: x)(torch.randn(3, 2), torch.rand(1))
+
+
+def linear_schedule(steps: int, start: float, end: float) -> list[float]:
+    """abar of every step, in plain floats: the product of 1 - beta up to it."""
+    signals, product = [], 1.0
+    for i in range(steps):
+        product *= 1 - (start + (end - start) * i / (steps - 1))
+        signals.append(product)
+    return signals
+
+
+def step_times(steps: int, start: float, end: float) -> Tensor:
+    """Where on the linear path noise and data have the ratio of each step: t = sigma / (alpha + sigma)."""
+    signals = linear_schedule(steps, start, end)
+    return torch.tensor([math.sqrt(1 - a) / (math.sqrt(a) + math.sqrt(1 - a)) for a in signals], dtype=torch.float64)
+
+
+SCHEDULES = [(1000, 1e-4, 2e-2), (50, 1e-3, 0.3), (2, 0.1, 0.5)]
+
+
+class ExactNoise:
+    """E[eps | z] of a variance-preserving diffusion of Gaussian data, as a network of (z, i / S)."""
+
+    def __init__(self, gaussian: Any, schedule: tuple[int, float, float]) -> None:
+        self.gaussian, self.steps = gaussian, schedule[0]
+        self.log_ratios = [0.5 * math.log((1 - a) / a) for a in linear_schedule(*schedule)]
+        self.seen: list[Tensor] = []
+
+    def __call__(self, z: Tensor, share: Tensor, **cond: Any) -> Tensor:
+        self.seen.append(share)
+        levels = []
+        for index in (share * self.steps).tolist():
+            low = min(int(index), self.steps - 2)
+            pair = self.log_ratios[low : low + 2]
+            levels.append(math.exp(pair[0] + (index - low) * (pair[1] - pair[0])))
+        ratio = torch.tensor(levels, dtype=z.dtype).view(-1, *[1] * (z.ndim - 1))
+        alpha, sigma = 1 / (1 + ratio**2).sqrt(), ratio / (1 + ratio**2).sqrt()
+        gain = sigma / (alpha**2 * self.gaussian.std**2 + sigma**2)
+        return gain * (z - alpha * self.gaussian.mean)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_diffused_noise_recovers_the_velocity(gaussian: Any, schedule: tuple[int, float, float]) -> None:
+    """Everywhere between the first and the last step: t of the steps themselves and between them."""
+    steps = step_times(*schedule)
+    t = torch.cat([steps[0] + (steps[-1] - steps[0]) * torch.rand(40).double(), steps[:3], steps[-3:]])
+    x = torch.randn(len(t), 2, 3, dtype=torch.float64)
+    field = DiffusedNoise(ExactNoise(gaussian, schedule), *schedule)
+    torch.testing.assert_close(field(x, t), gaussian.teacher(x, t), atol=1e-8, rtol=1e-8)
+    assert torch.equal(field(x, t, t / 2), field(x, t))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_index_at_a_step_is_the_step(gaussian: Any, schedule: tuple[int, float, float]) -> None:
+    field = DiffusedNoise(gaussian.noise_prediction, *schedule)
+    steps = step_times(*schedule)
+    whole = torch.arange(schedule[0], dtype=torch.float64)
+    torch.testing.assert_close(field.index(steps), whole, atol=1e-7, rtol=0)
+    torch.testing.assert_close(field.index(steps.float()), whole.float(), atol=5e-3, rtol=0)
+    assert field.t_end == pytest.approx(steps[-1].item(), rel=1e-12)
+    assert field.index(torch.tensor([0.0, 1.0]).double()).tolist() == [0, schedule[0] - 1]
+    grid = field.index(torch.linspace(0, 1, 2001, dtype=torch.float64))
+    assert torch.all(grid.diff() >= 0)
+    inside = torch.linspace(steps[0].item(), steps[-1].item(), 501, dtype=torch.float64)
+    assert torch.all(field.index(inside).diff() > 0)
+
+
+def test_dits_schedule_ends_where_data_is_weighed_by_less_than_a_hundredth(gaussian: Any) -> None:
+    field = DiffusedNoise(gaussian.noise_prediction)
+    assert field.steps == 1000
+    assert field.t_end == pytest.approx(0.9937, abs=5e-5)
+
+
+def test_the_index_has_its_derivative_between_two_steps(gaussian: Any) -> None:
+    field = DiffusedNoise(gaussian.noise_prediction)
+    steps = step_times(*SCHEDULES[0])
+    t, h = (steps[:-1] + steps[1:]) / 2, 1e-8
+    _, slope = torch.func.jvp(field.index, (t,), (torch.ones_like(t),))
+    torch.testing.assert_close(slope, (field.index(t + h) - field.index(t - h)) / (2 * h), atol=1e-2, rtol=1e-5)
+    assert torch.all(slope > 0)
+    leaf = t.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(field.index(leaf).sum(), leaf)[0], slope)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [DiffusedNoise, EDMDenoiser, lambda n: EDMDenoiser(n, sigma_data=0.5)])
+def test_the_ends_of_time_are_finite(kind: Callable[..., Any], dtype: torch.dtype, randomised: Any) -> None:
+    network = randomised(create_model("mlp_2d", width=8, interval="added").to(dtype))
+    field = kind(network)
+    x, t = torch.randn(2, 2, dtype=dtype), torch.tensor([0.0, 1.0], dtype=dtype)
+    for r in (None, t, torch.zeros_like(t)):
+        assert field(x, t, r).isfinite().all()
+        assert field(x, t, r).dtype == dtype
+
+
+@pytest.mark.parametrize("kind", [DiffusedNoise, EDMDenoiser, lambda n: EDMDenoiser(n, sigma_data=0.5, sigma_max=9.0)])
+def test_past_its_end_the_field_is_the_one_there(kind: Callable[..., Any], randomised: Any) -> None:
+    network = randomised(create_model("mlp_2d", width=8, interval="decoupled").double())
+    field = kind(network)
+    x = torch.randn(3, 2, dtype=torch.float64)
+    end = torch.full((3,), field.t_end, dtype=torch.float64)
+    past = torch.tensor([field.t_end, 0.999, 1.0], dtype=torch.float64)
+    assert torch.equal(field(x, past), field(x, end))
+    assert torch.equal(field(x, past, past), field(x, end, end))
+    assert not torch.allclose(field(x, end - 0.01), field(x, end))
+
+
+def test_before_its_first_step_a_diffusion_is_shown_that_step(gaussian: Any) -> None:
+    inner = ExactNoise(gaussian, SCHEDULES[0])
+    field, early = DiffusedNoise(inner), torch.tensor([0.0, 1e-4, 5e-3]).double()
+    x = torch.randn(3, 2, dtype=torch.float64)
+    found = field(x, early)
+    assert inner.seen[0].tolist() == [0, 0, 0]
+    torch.testing.assert_close(found, gaussian.teacher(x, early), atol=0.2, rtol=0)  # eps is all but unknown there
+
+
+@pytest.mark.parametrize("keywords", [{"steps": 1}, {"beta_start": 0.0}, {"beta_end": 1.0}, {"beta_start": 0.5}])
+def test_impossible_schedules(keywords: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="steps must be >= 2 and 0 < beta_start <= beta_end < 1; got"):
+        DiffusedNoise(lambda x, t: x, **keywords)
+
+
+@pytest.mark.parametrize("sigma_data", [None, 0.5, 2.0])
+def test_edm_recovers_the_velocity(gaussian: Any, points: Any, sigma_data: float | None) -> None:
+    """D(y, sigma) = E[data | y] for y = data + sigma eps; F is what is left of D in EDM's table 1."""
+    x, t, r = points
+
+    def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
+        sigma = sigma[:, None, None]
+        return gaussian.mean + gaussian.std**2 / (gaussian.std**2 + sigma**2) * (y - gaussian.mean)
+
+    def inner(scaled: Tensor, noise_level: Tensor) -> Tensor:
+        sigma = (4 * noise_level).exp()
+        at = sigma[:, None, None]
+        y = scaled * (at**2 + sigma_data**2).sqrt()
+        skip = sigma_data**2 / (at**2 + sigma_data**2)
+        out = at * sigma_data / (at**2 + sigma_data**2).sqrt()
+        return (denoiser(y, sigma) - skip * y) / out
+
+    field = EDMDenoiser(denoiser if sigma_data is None else inner, sigma_data)
+    torch.testing.assert_close(field(x, t), gaussian.teacher(x, t), atol=1e-11, rtol=1e-10)
+    assert torch.equal(field(x, t, r), field(x, t))
+
+
+def test_edm_of_centred_data_of_its_own_spread_needs_no_network(gaussian: Any, points: Any) -> None:
+    """Then c_skip y is E[data | y] already: F = 0."""
+    x, t, _ = points
+    centred = type(gaussian)(mean=0.0, std=0.5)
+    field = EDMDenoiser(lambda y, level: torch.zeros_like(y), sigma_data=0.5)
+    torch.testing.assert_close(field(x, t), centred.teacher(x, t), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "keywords", [{"sigma_data": 0.0}, {"sigma_data": -1.0}, {"sigma_max": 0.0}, {"t_min": 0.0}, {"t_min": 1.0}]
+)
+def test_impossible_noise_levels(keywords: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"sigma_data and sigma_max must be > 0 and t_min lie in \(0, 1\); got"):
+        EDMDenoiser(lambda x, t: x, **keywords)
+
+
+CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "reversed_time": ReversedTime,
+    "data_prediction": lambda network: DataPrediction(network, t_min=0.02),
+    "noise_prediction": lambda network: NoisePrediction(network, gap=0.03),
+    "diffused_noise": lambda network: DiffusedNoise(network, 100, 1e-3, 0.1),
+    "edm_denoiser": EDMDenoiser,
+    "edm_inner": lambda network: EDMDenoiser(network, sigma_data=0.5, sigma_max=40.0),
+}
+NESTED = {**CONVERTERS, "nested": lambda network: ReversedTime(DataPrediction(ReversedTime(network), t_min=0.05))}
+
+
+@pytest.fixture
+def teacher(randomised: Any) -> Any:
+    return randomised(create_model("dit_nano_2", classes=3, width=16, depth=2, heads=2).double(), std=0.1)
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("interval", ["added", "decoupled"])
+def test_a_student_behind_a_converter_starts_as_the_teacher(
+    interval: str, kind: str, teacher: Any, batch: Any, randomised: Any
+) -> None:
+    field = NESTED[kind](teacher).requires_grad_(False).eval()
+    student = to_student(field, interval)
+    assert type(student) is type(field)
+    assert student.arguments == field.arguments
+    assert not student.training
+    x, t, r, labels = batch(teacher, dtype=torch.float64)
+    expected = field(x, t, labels=labels)
+    assert expected.isfinite().all()
+    for second in (None, t) if interval == "decoupled" else (None, t, r, torch.zeros_like(t)):
+        torch.testing.assert_close(student(x, t, second, labels=labels), expected, atol=1e-13, rtol=1e-13)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert not any(parameter.requires_grad for parameter in field.parameters())
+    mine = {tensor.data_ptr() for tensor in student.state_dict().values()}
+    assert not mine & {tensor.data_ptr() for tensor in field.state_dict().values()}
+    randomised(student)
+    assert not torch.allclose(student(x, t, r, labels=labels), student(x, t, t, labels=labels))
+    assert torch.equal(field(x, t, labels=labels), expected)
+
+
+@pytest.mark.parametrize("kind", [one for one in CONVERTERS if one != "reversed_time"])
+@pytest.mark.parametrize("interval", [None, "added"])
+def test_r_reaches_a_network_that_has_an_interval_and_no_other(interval: str | None, kind: str, recorder: Any) -> None:
+    inner = recorder(lambda x, t, r=None: x)
+    inner.interval = interval
+    field = CONVERTERS[kind](inner)
+    x, t = torch.randn(3, 2), torch.rand(3) * 0.8 + 0.1
+    field(x, t, t / 2)
+    field(x, t, t)
+    field(x, t)
+    whole, none, absent = inner.calls
+    assert absent["r"] is None
+    if interval is None:
+        assert whole["r"] is None
+    else:
+        assert torch.equal(none["r"], none["t"])  # r passes through the same clock as t
+        assert torch.all(whole["r"] < whole["t"])
+        # ... and it is the clock: what a call at that time shows the network.
+        field(x, t / 2)
+        torch.testing.assert_close(whole["r"], inner.calls[-1]["t"])
+
+
+def test_the_derivative_of_a_converted_field(teacher: Any, batch: Any) -> None:
+    """Along x, t and r together, against central differences."""
+    for kind, interval in itertools.product(NESTED, ("added", "decoupled")):
+        field = NESTED[kind](to_student(teacher, interval))
+        x, t, r, labels = batch(teacher, count=2, dtype=torch.float64)
+        tangents = (torch.randn_like(x), torch.ones_like(t), 0.3 * torch.ones_like(r))
+
+        def u(x: Tensor, t: Tensor, r: Tensor, field: Any = field, labels: Any = labels) -> Tensor:
+            return field(x, t, r, labels=labels)
+
+        _, found = torch.func.jvp(u, (x, t, r), tangents)
+        with torch.no_grad():
+            ahead, behind = (u(*(a + s * d for a, d in zip((x, t, r), tangents, strict=True))) for s in (1e-6, -1e-6))
+        torch.testing.assert_close(found, (ahead - behind) / 2e-6, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_a_converted_network_on_disk(kind: str, teacher: Any, batch: Any, tmp_path: Path) -> None:
+    field = NESTED[kind](to_student(teacher))
+    save_pretrained(field, tmp_path, metadata={"step": 3})
+    found = from_pretrained(tmp_path)
+    assert not found.training
+    x, t, r, labels = batch(teacher, dtype=torch.float64)
+    assert torch.equal(found(x, t, r, labels=labels), field.eval()(x, t, r, labels=labels))
+    assert found.state_dict().keys() == field.state_dict().keys()
+    config = read_config(tmp_path)
+    assert config["format"] == "hd-zoo/2"
+    assert config["metadata"] == {"step": 3}
+    one, other = field, found
+    for entry in config["converters"]:
+        assert type(one) is type(other)
+        assert one.arguments == other.arguments == entry["arguments"]
+        one, other = one.network, other.network
+    assert len(config["converters"]) == (3 if kind == "nested" else 1)
+    assert other.arguments == one.arguments
+
+
+def test_without_a_converter_the_first_format_is_written(teacher: Any, tmp_path: Path) -> None:
+    config = read_config(save_pretrained(teacher, tmp_path))
+    assert config["format"] == "hd-zoo/1"
+    assert "converters" not in config
+    save_pretrained(ReversedTime(teacher), tmp_path)
+    save_pretrained(teacher, tmp_path)
+    assert read_config(tmp_path) == config
+    assert type(from_pretrained(tmp_path)) is type(teacher)
+
+
+def test_a_converter_of_somebody_elses_is_not_written(teacher: Any, tmp_path: Path) -> None:
+    class Mine(ReversedTime):
+        pass
+
+    with pytest.raises(ValueError, match="a converter of this package is needed; got Mine"):
+        save_pretrained(Mine(teacher), tmp_path)
+    with pytest.raises(ValueError, match="is needed; got Linear"):
+        save_pretrained(ReversedTime(nn.Linear(2, 2)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("converters", "message"),
+    [
+        ([{"name": "os.system", "arguments": {}}], "a converter that this package does not know"),
+        ([{"name": "Converter", "arguments": {}}], "a converter that this package does not know"),
+        ([{"name": ["reversed_time"], "arguments": {}}], "a converter that this package does not know"),
+        ([{"name": "reversed_time"}], "does not know: 'arguments'"),
+        ([{"name": "reversed_time", "arguments": [1]}], "a converter that this package does not know"),
+        ([{"name": "data_prediction", "arguments": {"gap": 0.1}}], "does not know: .*gap"),
+        ([{"name": "data_prediction", "arguments": {"network": 1}}], "does not know: .*network"),
+        ([{"name": "data_prediction", "arguments": {"t_min": 2.0}}], r"does not know: t_min must lie in \(0, 1\)"),
+        ([{"name": "data_prediction", "arguments": {"t_min": "0.1"}}], "a converter that this package does not know"),
+        ([{"name": "diffused_noise", "arguments": {"steps": [3]}}], "a converter that this package does not know"),
+        ([{"name": "diffused_noise", "arguments": {"steps": 2**60}}], "a converter that this package does not know"),
+        ([{"name": "edm_denoiser", "arguments": {"sigma_max": None}}], "a converter that this package does not know"),
+        (["reversed_time"], "a converter that this package does not know"),
+        ([None], "a converter that this package does not know"),
+        ({"name": "reversed_time", "arguments": {}}, "has converters that are no list"),
+        ("reversed_time", "has converters that are no list"),
+        (None, "has converters that are no list"),
+    ],
+)
+def test_hostile_converters(converters: Any, message: str, teacher: Any, tmp_path: Path) -> None:
+    path = save_pretrained(ReversedTime(teacher), tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "converters": converters}))
+    with pytest.raises(ValueError, match=rf"config\.json .*{message}"):
+        from_pretrained(tmp_path)

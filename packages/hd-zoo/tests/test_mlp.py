@@ -78,7 +78,7 @@ def test_labels_for_an_unconditional_network() -> None:
     [
         ({"width": 0}, "must be >= 1"),
         ({"depth": 0}, "must be >= 1"),
-        ({"classes": -1}, "classes >= 0"),
+        ({"classes": -1}, "classes must be >= 0; got -1"),
         ({"interval": "x"}, "interval must be None"),
         ({"frequencies": 3}, "frequencies must be even"),
         ({"time_scale": -1.0}, "time_scale must be > 0"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hd_zoo import DiffusionTransformer
-from hd_zoo.transformer import sinusoidal_embedding
+from hd_zoo.embedding import sinusoidal_embedding
 
 SIZES = {"image_size": 8, "channels": 3, "patch": 2, "width": 16, "depth": 2, "heads": 4, "frequencies": 8}
 
@@ -128,13 +128,13 @@ def test_compiles_to_one_graph(interval: str | None, randomised: Callable[..., n
         ({"heads": 3}, "heads 3"),
         ({"depth": 0}, "depth must be >= 1"),
         ({"channels": 0}, "channels and depth"),
-        ({"classes": -1}, "classes >= 0"),
-        ({"interval": "concatenated"}, "interval must be None or \"added\"; got 'concatenated'"),
+        ({"classes": -1}, "classes must be >= 0; got -1"),
+        ({"interval": "concatenated"}, "interval must be None, 'added' or 'decoupled'; got 'concatenated'"),
         ({"frequencies": 7}, "frequencies must be even and >= 2; got 7"),
         ({"mlp_ratio": -1.0}, "mlp_ratio must be >= 1"),
         ({"time_scale": 0.0}, "time_scale must be > 0 and finite; got 0.0"),
         ({"time_scale": float("inf")}, "time_scale must be > 0 and finite"),
-        ({"activation": "relu"}, "activation must be one of gelu_tanh, silu; got 'relu'"),
+        ({"activation": "relu"}, "activation must be one of gelu_tanh, silu, swiglu; got 'relu'"),
     ],
 )
 def test_impossible_sizes(changes: dict[str, Any], message: str) -> None:

@@ -1,90 +1,134 @@
-"""Weights on disk: ``model.safetensors`` and ``config.json``. Never a pickle, never a half-written file."""
+"""Weights on disk: safetensors and a ``config.json``. Never a pickle, never a half-written file."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hd_zoo.convert import CONVERTERS, Converter
 from hd_zoo.registry import blueprint, build
+from hd_zoo.shards import INDEX, SHARD_BYTES, WEIGHTS, read_tensors, shard_files, shard_writers
 
-WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", "hd-zoo/1"
+CONFIG = "config.json"
+#: The second has converters, which a reader of the first would overlook.
+FORMATS = ("hd-zoo/1", "hd-zoo/2")
 
 
 def save_pretrained(
-    model: nn.Module, folder: str | os.PathLike[str], *, metadata: dict[str, Any] | None = None
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    metadata: dict[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a network's weights and its configuration into ``folder`` (made if missing); returns the folder.
 
     Args:
-        model: a network of this package.
-        folder: where ``model.safetensors`` and ``config.json`` go. Both are written in full under temporary
-            names before either is renamed, so that a failure leaves the old pair as it was.
+        model: a network of this package, perhaps behind converters of it.
+        folder: where ``config.json`` and ``model.safetensors`` go, or for large networks several files with an
+            index. All are written in full under temporary names before any is renamed, so that a failure leaves
+            what was there as it was.
         metadata: JSON-able facts to keep in the configuration (training step, data, scores ...).
+        shard_bytes: the largest file.
 
     Raises:
         ValueError: if the network was not built by this package.
         TypeError: if metadata is not JSON-able.
         OSError: if the folder cannot be written.
     """
-    architecture, arguments = blueprint(model)
-    config: dict[str, Any] = {"format": FORMAT, "architecture": architecture, "arguments": arguments}
+    converters, network = _unwrap(model)
+    architecture, arguments = blueprint(network)
+    config: dict[str, Any] = {"format": FORMATS[bool(converters)], "architecture": architecture, "arguments": arguments}
+    if converters:
+        config["converters"] = converters
     if metadata:
         config["metadata"] = metadata
     text = json.dumps(config, indent=2) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    _replace(
-        {
-            folder / WEIGHTS: lambda path: save_file(tensors, path),
-            folder / CONFIG: lambda path: path.write_text(text, encoding="utf-8"),
-        }
-    )
+    tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    writers = shard_writers(tensors, folder, shard_bytes)
+    _replace({**writers, folder / CONFIG: lambda path: path.write_text(text, encoding="utf-8")})
+    # What an earlier, differently divided save left would be read in place of, or beside, the new files.
+    for old in {folder / WEIGHTS, folder / INDEX, *folder.glob("model-*-of-*.safetensors")} - writers.keys():
+        old.unlink(missing_ok=True)
     return folder
 
 
 def from_pretrained(
-    folder: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    revision: str | None = None,
 ) -> nn.Module:
     """Load a network that :func:`save_pretrained` wrote, in evaluation mode. Draws no random numbers.
 
     Args:
-        folder: holds ``model.safetensors`` and ``config.json``.
+        source: a folder, or where huggingface_hub is installed the id of a repository on its hub, ``owner/name``.
         device: where the weights go, straight from the file.
-        dtype: cast floating-point weights to it; None keeps the file's.
+        dtype: cast floating-point weights to it, one tensor after the other; None keeps the file's.
+        revision: of the repository on the hub.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
+        ModuleNotFoundError: for an id if huggingface_hub is not installed.
         ValueError: for a foreign or damaged configuration, damaged weights, or weights that do not fit it
             (with the keys, shapes and dtypes at fault). Nothing from the files is executed.
     """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}")
+    folder = _local(source, revision)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}")
+    files = shard_files(folder)
     config = read_config(folder)
     model = build(config["architecture"], config["arguments"], device="meta")
-    try:
-        tensors = load_file(folder / WEIGHTS, device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS} cannot be read, is damaged or not safetensors: {error}") from error
-    _check_fit(folder / WEIGHTS, model.state_dict(), tensors)
-    if dtype is not None:
-        tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    tensors = dict(read_tensors(files, device, dtype))
+    _check_fit(files[0], model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
+    for converter in reversed(config.get("converters", [])):
+        model = _wrap(model, converter, folder / CONFIG)
     return model.eval()
+
+
+def _local(source: str | os.PathLike[str], revision: str | None) -> Path:
+    """The folder, or a snapshot of the repository on the hub."""
+    folder = Path(source)
+    if folder.exists() or not isinstance(source, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"there is no folder {source}; if it is a repository on the hub, pip install huggingface_hub"
+        ) from error
+    return Path(snapshot_download(source, revision=revision, allow_patterns=[CONFIG, INDEX, "*.safetensors"]))
+
+
+def _unwrap(model: nn.Module) -> tuple[list[dict[str, Any]], nn.Module]:
+    """The converters around a network, outermost first, and the network."""
+    names = {kind: name for name, kind in CONVERTERS.items()}
+    found = []
+    while isinstance(model, Converter):
+        if type(model) not in names:
+            raise ValueError(f"a converter of this package is needed; got {type(model).__name__}")
+        found.append({"name": names[type(model)], "arguments": model.arguments})
+        model = model.network
+    return found, model
+
+
+def _wrap(model: nn.Module, converter: Any, path: Path) -> nn.Module:
+    try:
+        return CONVERTERS[converter["name"]](model, **converter["arguments"])
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"{path} names a converter that this package does not know: {error}") from error
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -99,10 +143,12 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f'{path} does not say "format": "{FORMAT}": not a model of this package')
+    if not isinstance(config, dict) or config.get("format") not in FORMATS:
+        raise ValueError(f'{path} does not say "format": "{FORMATS[0]}": not a model of this package')
     if not isinstance(config.get("architecture"), str) or not isinstance(config.get("arguments"), dict):
         raise ValueError(f"{path} lacks an architecture (text) or its arguments (an object)")
+    if not isinstance(config.get("converters", []), list):
+        raise ValueError(f"{path} has converters that are no list")
     return config
 
 

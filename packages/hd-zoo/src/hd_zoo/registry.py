@@ -25,17 +25,38 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "dit_mini_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 192, "depth": 6, "heads": 6}),
 }
 
+# The published networks, for ImageNet's 1,000 classes on latents of 256 x 256 pictures: table 1 of arXiv 2212.09748.
+_SIZES: dict[str, dict[str, Any]] = {
+    "s": {"width": 384, "depth": 12, "heads": 6},
+    "b": {"width": 768, "depth": 12, "heads": 12},
+    "l": {"width": 1024, "depth": 24, "heads": 16},
+    "xl": {"width": 1152, "depth": 28, "heads": 16},
+}
+_LATENT_8 = {"image_size": 32, "channels": 4, "classes": 1000, "learned_variance": True}
+_LATENT_16 = {"image_size": 16, "channels": 32, "classes": 1000, "activation": "swiglu", "norm": "rms", "rotary": True}
+_FAMILIES: dict[str, tuple[tuple[str, ...], tuple[int, ...], dict[str, Any]]] = {
+    "sit": (("s", "b", "l", "xl"), (2, 4, 8), {**_LATENT_8, "reversed_time": True}),
+    "dit": (("s", "b", "l", "xl"), (2, 4, 8), {**_LATENT_8, "time_scale": 1000.0}),
+    "lightningdit": (("b", "l", "xl"), (1, 2), {**_LATENT_16, "reversed_time": True}),
+}
+for _family, (_sizes, _patches, _common) in _FAMILIES.items():
+    for _size in _sizes:
+        for _patch in _patches:
+            _MODELS[f"{_family}_{_size}_{_patch}"] = ("transformer", {**_common, **_SIZES[_size], "patch": _patch})
+
 
 def list_models() -> list[str]:
     """The names that :func:`create_model` knows, sorted."""
     return sorted(_MODELS)
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, *, device: str | torch.device | None = None, **overrides: Any) -> nn.Module:
     """Build a network with random weights.
 
     Args:
-        name: one of :func:`list_models`.
+        name: one of :func:`list_models`. ``sit_xl_2`` and its kind are the published networks; ``dit_*`` predict
+            noise of a diffusion, not velocity: :class:`hd_zoo.DiffusedNoise` makes a field of them.
+        device: where the weights are made; "meta" makes none, for counting.
         overrides: any argument of the architecture (``classes=10``, ``interval="added"``, ``depth=6`` ...).
 
     Raises:
@@ -45,10 +66,10 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         known = list_models()
         raise ValueError(f"unknown model {name!r}{_nearest(name, known)}; known: {', '.join(known)}")
     architecture, defaults = _MODELS[name]
-    return build(architecture, {**defaults, **overrides})
+    return build(architecture, {**defaults, **overrides}, device=device)
 
 
-def build(architecture: str, arguments: dict[str, Any], *, device: str | None = None) -> nn.Module:
+def build(architecture: str, arguments: dict[str, Any], *, device: str | torch.device | None = None) -> nn.Module:
     """Construct ``ARCHITECTURES[architecture](**arguments)`` and note both on it, for :func:`blueprint`.
 
     Raises:
@@ -67,7 +88,9 @@ def build(architecture: str, arguments: dict[str, Any], *, device: str | None = 
             )
         # They come from files as well, and must go back into JSON: a Python int, not NumPy's, and no bool.
         kind = kinds[argument]
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        if (isinstance(value, bool) and kind is not bool) or not isinstance(
+            value, (int, float) if kind is float else kind
+        ):
             name = getattr(kind, "__name__", kind)
             raise ValueError(f"argument {argument!r} of {architecture!r} must be {name}; got {value!r}")
     try:

@@ -6,24 +6,31 @@ import copy
 
 from torch import nn
 
+from hd_zoo.convert import Converter
 from hd_zoo.registry import blueprint, build
 
 
 def to_student(teacher: nn.Module, interval: str = "added") -> nn.Module:
-    """A network of (x, t, r) that equals ``teacher`` at every r until it is trained.
+    """A network of (x, t, r) that equals ``teacher`` at r = t, and with "added" at every r, until it is trained.
 
     Args:
-        teacher: a network of this package (from :func:`create_model` or :func:`from_pretrained`).
-        interval: how r enters; "added" adds an embedding of (t - r) whose last layer is zero [ours].
+        teacher: a network of this package (from :func:`create_model` or :func:`from_pretrained`), perhaps behind
+            a converter, which the student then stands behind as well.
+        interval: how r enters; "added" adds an embedding of (t - r) whose last layer is zero [ours], "decoupled" shows
+            t to the early part of the network and r to the late one, without new weights [arXiv 2510.24474]; that
+            one equals the teacher at r = t alone.
 
     Returns:
         A new network on the teacher's device and in its dtype, in the same mode, with every parameter
         trainable; no storage is shared. A teacher that has the interval already (the student of an earlier
-        stage) is copied. Otherwise the embedding's first layer is drawn from the global generator.
+        stage) is copied. Otherwise the added embedding's first layer is drawn from the global generator.
 
     Raises:
         ValueError: if the network was not built by this package, or for an unknown interval.
     """
+    if isinstance(teacher, Converter):
+        inner = to_student(teacher.network, interval)
+        return type(teacher)(inner, **teacher.arguments).train(teacher.training)
     architecture, arguments = blueprint(teacher)
     if arguments.get("interval") == interval:
         return copy.deepcopy(teacher).requires_grad_(True)

@@ -1,4 +1,5 @@
-"""The class-conditional diffusion transformer (DiT, arXiv 2212.09748; SiT, 2401.08740), with two times.
+"""The class-conditional diffusion transformer with two times: DiT (arXiv 2212.09748), SiT (2401.08740), and by settings
+LightningDiT (2501.01423).
 
 Shape letters: B batch, N tokens, C width, H heads, D = C / H head width, P patch side.
 """
@@ -9,79 +10,61 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hd_zoo.field import check_times, labels_or_null
+from hd_zoo.attention import attend
+from hd_zoo.embedding import ConditionedField, check_condition, grid_embedding, rotary_table, rotate
 
-
-def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """(B,) times -> (B, width) cosines and sines at ``width / 2`` frequencies from 1 down to 1 / max_period.
-
-    In t's dtype but never below float32: half precision cannot tell neighbouring times apart.
-    """
-    half = width // 2
-    t = t.to(torch.promote_types(t.dtype, torch.float32))
-    exponents = torch.arange(half, device=t.device, dtype=t.dtype) / half
-    angles = t[:, None] * torch.exp(-math.log(max_period) * exponents)[None]
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def grid_embedding(width: int, height: int, columns: int) -> Tensor:
-    """Fixed sine-cosine positions of a ``height x columns`` grid, row-major: (height * columns, width).
-
-    Float32. The first half of the channels encodes the column, the second the row, as in DiT.
-    """
-    omega = 1.0 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(columns), indexing="ij")
-    halves = []
-    for positions in (cols, rows):
-        angles = positions.reshape(-1, 1).double() * omega
-        halves += [angles.sin(), angles.cos()]
-    return torch.cat(halves, dim=1).float()
-
-
-def check_embedding(frequencies: int, time_scale: float) -> None:
-    """Raise ValueError for settings that no :class:`TimeEmbedding` can have."""
-    if frequencies < 2 or frequencies % 2:
-        raise ValueError(f"frequencies must be even and >= 2; got {frequencies}")
-    if not 0 < time_scale < math.inf:
-        raise ValueError(f"time_scale must be > 0 and finite; got {time_scale}")
-
-
-class TimeEmbedding(nn.Module):
-    """Times -> (B, width): sinusoids through a two-layer MLP. ``zero_init``: its output is zero at first."""
-
-    def __init__(self, width: int, frequencies: int, scale: float, *, zero_init: bool = False) -> None:
-        super().__init__()
-        self.frequencies = frequencies
-        self.scale = scale
-        first, last = nn.Linear(frequencies, width), nn.Linear(width, width)
-        nn.init.normal_(first.weight, std=0.02)
-        nn.init.normal_(last.weight, std=0.02)
-        if zero_init:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(first, nn.SiLU(), last)
-
-    def forward(self, t: Tensor) -> Tensor:
-        weight = next(self.mlp.parameters())
-        return self.mlp(sinusoidal_embedding(self.scale * t, self.frequencies).to(weight.dtype))
+#: What stands between the two layers of a block's MLP. DiT and SiT take the tanh form of GELU, LightningDiT SwiGLU.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu_tanh": lambda: nn.GELU(approximate="tanh"), "silu": nn.SiLU}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": lambda width: nn.LayerNorm(width, elementwise_affine=False, eps=1e-6),
+    "rms": lambda width: nn.RMSNorm(width, eps=1e-6),
+}
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, N, C) with PyTorch's fused kernel."""
+    """Multi-head self-attention over (B, N, C); ``rotary`` (2, N, D) turns queries and keys."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: str | None) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        head_width = width // heads
+        # Affine, whichever the norm: there is no modulation behind it.
+        norms = {"layer": lambda: nn.LayerNorm(head_width, eps=1e-6), "rms": lambda: nn.RMSNorm(head_width, eps=1e-6)}
+        self.q_norm = norms[qk_norm]() if qk_norm else nn.Identity()
+        self.k_norm = norms[qk_norm]() if qk_norm else nn.Identity()
+
+    def forward(self, h: Tensor, rotary: Tensor | None = None) -> Tensor:
+        q, k, v = rearrange(self.qkv(h), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        return self.proj(rearrange(attend(q, k, v), "b heads n d -> b n (heads d)"))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): W_2 (silu(W_g h) * W_1 h), gate and value in one matrix, the gate first."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_and_value = nn.Linear(width, 2 * hidden)
+        self.out = nn.Linear(hidden, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(h), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)"))
+        gate, value = self.gate_and_value(h).chunk(2, dim=-1)
+        return self.out(nn.functional.silu(gate) * value)
+
+
+def make_mlp(width: int, ratio: float, activation: str) -> nn.Module:
+    """A block's MLP; a gated one has 2/3 of the hidden width, so that it costs the same."""
+    hidden = int(width * ratio)
+    if activation == "swiglu":
+        return GatedMLP(width, int(2 / 3 * hidden))
+    return nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation](), nn.Linear(hidden, width))
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -89,34 +72,29 @@ def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift[:, None], h, 1 + scale[:, None])
 
 
-#: What stands between the two layers of a block's MLP. DiT and SiT take the tanh form of GELU.
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu_tanh": lambda: nn.GELU(approximate="tanh"), "silu": nn.SiLU}
-
-
 class Block(nn.Module):
     """Attention and MLP, each behind a norm modulated by the condition and gated by it (adaLN-zero)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, activation: str) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, activation: str, norm: str, qk_norm: bool) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation](), nn.Linear(hidden, width))
+        self.norm1 = NORMS[norm](width)
+        self.attn = Attention(width, heads, norm if qk_norm else None)
+        self.norm2 = NORMS[norm](width)
+        self.mlp = make_mlp(width, mlp_ratio, activation)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, h: Tensor, condition: Tensor, rotary: Tensor | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        h = torch.addcmul(h, gate1[:, None], self.attn(modulate(self.norm1(h), shift1, scale1)))
+        h = torch.addcmul(h, gate1[:, None], self.attn(modulate(self.norm1(h), shift1, scale1), rotary))
         return torch.addcmul(h, gate2[:, None], self.mlp(modulate(self.norm2(h), shift2, scale2)))
 
 
 class Head(nn.Module):
     """Tokens -> patches, behind a last modulated norm; zero at first, so that a new network predicts zero."""
 
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, norm: str) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm = NORMS[norm](width)
         self.linear = nn.Linear(width, out)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -124,7 +102,7 @@ class Head(nn.Module):
         return self.linear(modulate(self.norm(h), *self.modulation(condition).chunk(2, dim=-1)))
 
 
-class DiffusionTransformer(nn.Module):
+class DiffusionTransformer(ConditionedField):
     """A field on images: ``model(x, t, r=None, labels=None) -> velocity`` of x's shape.
 
     Args:
@@ -136,10 +114,19 @@ class DiffusionTransformer(nn.Module):
         classes: number of classes; label ``classes`` is the null class. 0 makes the network unconditional.
         interval: None for a network of t alone (a teacher; it ignores r). "added" adds an embedding of
             (t - r) whose last layer starts at zero, so that the network is the teacher exactly until it is
-            trained [ours].
-        activation: "gelu_tanh" (DiT, SiT) or "silu", which costs a third of it on a CPU.
+            trained [ours]. "decoupled" shows t to the first ``early_blocks`` blocks and r to the others and the head;
+            no new weights, and the teacher exactly at r = t [arXiv 2510.24474].
+        early_blocks: for "decoupled"; 0 is five of seven, 20 of an XL network's 28.
+        activation: "gelu_tanh" (DiT, SiT), "swiglu" (LightningDiT), or "silu", which costs a third of GELU on a CPU.
+        norm: "layer", or "rms" (LightningDiT), which has a weight.
+        rotary: turn queries and keys by their position, beside the fixed positions; head width a multiple of 4.
+        qk_norm: normalise queries and keys per head.
+        learned_variance: the head predicts twice the channels; the second half (a variance, in DiT) is dropped.
+        reversed_time: for weights whose t = 0 is noise and whose velocity points to data (SiT, LightningDiT): the
+            network is shown 1 - t, 1 - r, and its output's sign is changed, so that from outside t = 0 is data.
         time_scale: factor on t and (t - r) before the sinusoids. It multiplies du/dt; SiT uses 1, DiT 1000.
         frequencies: number of sinusoids in the time embeddings.
+        inclusive_frequencies: of t's embedding, as diffusers' DiT spaces them; see :func:`sinusoidal_embedding`.
 
     Raises:
         ValueError: for impossible sizes, or inputs whose shapes or labels do not fit.
@@ -157,37 +144,54 @@ class DiffusionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         classes: int = 0,
         interval: str | None = None,
+        early_blocks: int = 0,
         activation: str = "gelu_tanh",
+        norm: str = "layer",
+        rotary: bool = False,
+        qk_norm: bool = False,
+        learned_variance: bool = False,
+        reversed_time: bool = False,
         time_scale: float = 1.0,
         frequencies: int = 256,
+        inclusive_frequencies: bool = False,
     ) -> None:
-        super().__init__()
         if image_size < 1 or patch < 1 or image_size % patch:
             raise ValueError(f"image_size must be a positive multiple of patch; got {image_size} and {patch}")
         if heads < 1 or width < 4 or width % heads or width % 4:
             raise ValueError(f"width must be a multiple of 4 and of heads; got width {width}, heads {heads}")
-        if min(channels, depth) < 1 or classes < 0:
-            raise ValueError(f"channels and depth must be >= 1, classes >= 0; got {channels}, {depth} and {classes}")
+        if min(channels, depth) < 1:
+            raise ValueError(f"channels and depth must be >= 1; got {channels} and {depth}")
         if not 1 <= width * mlp_ratio < math.inf:
             raise ValueError(f"width * mlp_ratio must be >= 1 and finite; got {width} * {mlp_ratio}")
-        if interval not in (None, "added"):
-            raise ValueError(f'interval must be None or "added"; got {interval!r}')
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-        check_embedding(frequencies, time_scale)
-        self.image_size, self.channels, self.patch, self.classes = image_size, channels, patch, classes
-        self.interval = interval
-        self.grid = image_size // patch
+        for name, value, known in (
+            ("activation", activation, (*ACTIVATIONS, "swiglu")),
+            ("norm", norm, tuple(NORMS)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if inclusive_frequencies and frequencies < 4:
+            raise ValueError(f"inclusive_frequencies needs frequencies >= 4; got {frequencies}")
+        if rotary and (width // heads) % 4:
+            raise ValueError(f"rotary needs a head width that is a multiple of 4; got {width // heads}")
+        if not 0 <= early_blocks <= depth:
+            raise ValueError(f"early_blocks must lie in [0, depth]; got {early_blocks} of {depth}")
+        check_condition(classes, interval, frequencies, time_scale)
+        super().__init__()
+        self.patch, self.grid, self.head_width = patch, image_size // patch, width // heads
+        self.sample_shape = (channels, image_size, image_size)
+        self.early_blocks = early_blocks or max(1, round(depth * 5 / 7))
+        self.learned_variance, self.reversed_time = learned_variance, reversed_time
         self.patch_embed = nn.Linear(channels * patch * patch, width)
-        self.time_embed = TimeEmbedding(width, frequencies, time_scale)
-        self.interval_embed = (
-            TimeEmbedding(width, frequencies, time_scale, zero_init=True) if interval == "added" else None
-        )
-        self.label_embed = nn.Embedding(classes + 1, width) if classes else None
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, activation) for _ in range(depth))
-        self.head = Head(width, channels * patch * patch)
+        self._make_embeddings(width, classes, interval, time_scale, frequencies, inclusive_frequencies)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, activation, norm, qk_norm) for _ in range(depth))
+        self.head = Head(width, (2 if learned_variance else 1) * channels * patch * patch, norm)
         self.register_buffer("positions", grid_embedding(width, self.grid, self.grid))
+        self.register_buffer("rotary", self.make_rotary() if rotary else None)
         self._initialise()
+
+    def make_rotary(self) -> Tensor:
+        """The table by which queries and keys are turned, (2, N, D)."""
+        return rotary_table(self.head_width, self.grid, self.grid)
 
     def _initialise(self) -> None:
         """adaLN-zero: blocks start as the identity, the head at zero; Xavier for the other linear maps."""
@@ -204,37 +208,18 @@ class DiffusionTransformer(nn.Module):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """Shape of one image, (channels, image_size, image_size)."""
-        return (self.channels, self.image_size, self.image_size)
-
-    @property
-    def null_label(self) -> int | None:
-        """The label that stands for "no class", or None for an unconditional network."""
-        return self.classes if self.classes else None
-
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, *, labels: Tensor | None = None) -> Tensor:
         """x (B, channels, image_size, image_size); t, r (B,) in [0, 1]; labels (B,) int64 or None: null class."""
-        if x.ndim != 4 or x.shape[1:] != self.sample_shape:
-            shape = ", ".join(map(str, self.sample_shape))
-            raise ValueError(f"x must have shape (B, {shape}); got {tuple(x.shape)}")
-        check_times(x, t, r)
-        condition = self.time_embed(t)
-        if self.interval_embed is not None:
-            condition = condition + self.interval_embed(torch.zeros_like(t) if r is None else t - r)
-        if self.label_embed is not None:
-            condition = condition + self.label_embed(labels_or_null(labels, x, self.classes))
-        elif labels is not None:
-            raise ValueError("labels were given to an unconditional network (classes = 0)")
+        if self.reversed_time:
+            t, r = 1 - t, None if r is None else 1 - r
+        early, late = self.conditions(x, t, r, labels)
         tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch, q=self.patch)
         h = self.patch_embed(tokens) + self.positions
-        for block in self.blocks:
-            h = block(h, condition)
-        return rearrange(
-            self.head(h, condition),
-            "b (h w) (p q c) -> b c (h p) (w q)",
-            h=self.grid,
-            p=self.patch,
-            q=self.patch,
+        for index, block in enumerate(self.blocks):
+            h = block(h, early if index < self.early_blocks else late, self.rotary)
+        out = rearrange(
+            self.head(h, late), "b (h w) (p q c) -> b c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch
         )
+        if self.learned_variance:
+            out = out[:, : self.sample_shape[0]]
+        return -out if self.reversed_time else out

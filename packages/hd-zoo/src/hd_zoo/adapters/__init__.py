@@ -1,0 +1,22 @@
+"""Networks and autoencoders of the diffusers library behind this package's contracts (extra ``[diffusers]``).
+
+Importing this needs diffusers only where a function builds something of it.
+"""
+
+from hd_zoo.adapters.codec import AutoencoderCodec, Codec, IdentityCodec, load_codec
+from hd_zoo.adapters.dit import DiTNoise, from_diffusers_dit, load_diffusers_dit
+from hd_zoo.adapters.sana import SanaField, export_sana_pipeline, load_sana, to_sana_student
+
+__all__ = [
+    "AutoencoderCodec",
+    "Codec",
+    "DiTNoise",
+    "IdentityCodec",
+    "SanaField",
+    "export_sana_pipeline",
+    "from_diffusers_dit",
+    "load_codec",
+    "load_diffusers_dit",
+    "load_sana",
+    "to_sana_student",
+]

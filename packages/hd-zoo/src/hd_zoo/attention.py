@@ -1,0 +1,69 @@
+"""Attention over (B, H, N, D) by one of three backends, chosen by one switch for the process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ("fused", "math", "xformers")
+
+_backend = "fused"
+
+
+def set_attention_backend(name: str) -> None:
+    """Choose how every network of the zoo attends from now on, in this process.
+
+    Args:
+        name: "fused" is PyTorch's scaled_dot_product_attention (the default); "math" is two matrix products and a
+            softmax, which differentiates in every mode; "xformers" is its memory-efficient attention.
+            Whatever is chosen, forward-mode differentiation takes "math": the other two have no such derivative.
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: for "xformers" where it cannot be used, with the reason.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"attention backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    if name == "xformers" and (reason := why_not_xformers()):
+        raise RuntimeError(f'attention backend "xformers" cannot be used: {reason}')
+    _backend = name
+
+
+@contextlib.contextmanager
+def attention_backend(name: str) -> Iterator[None]:
+    """:func:`set_attention_backend` for a ``with`` block."""
+    before = _backend
+    set_attention_backend(name)
+    try:
+        yield
+    finally:
+        set_attention_backend(before)
+
+
+def why_not_xformers() -> str | None:
+    """The reason why xformers cannot be used, or None."""
+    if importlib.util.find_spec("xformers") is None:
+        return "it is not installed (pip install xformers, or hd-zoo[xformers])"
+    if not torch.cuda.is_available():
+        return "it has no operator for a CPU, and no CUDA device is available"
+    return None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v for q, k, v (B, H, N, D); any D, 72 included."""
+    if _backend == "math" or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0):
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    if _backend == "xformers":
+        from xformers.ops import memory_efficient_attention
+
+        q, k, v = (one.transpose(1, 2) for one in (q, k, v))
+        attended: Tensor = memory_efficient_attention(q, k, v)
+        return attended.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v)
