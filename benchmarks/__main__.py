@@ -6,7 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
-HELPERS = {"__init__", "__main__", "runner"}
+HELPERS = {"__init__", "__main__", "pooling_heads", "pooling_plot", "runner"}
 
 
 def main(arguments: list[str]) -> int:

@@ -134,8 +134,8 @@ def test_the_adversarys_settings_accept_what_the_discriminator_accepts() -> None
     ):
         variant = {"pooling": pooling, "merge": merge, "weighed": weighed, "heads": heads, "head_width": 4}
         fate = []
-        makers = functools.partial(AdversarySettings, **variant), functools.partial(hd_awd.Discriminator, [3], **variant)
-        for make in makers:
+        critic = functools.partial(hd_awd.Discriminator, [3], **variant)
+        for make in (functools.partial(AdversarySettings, **variant), critic):
             try:
                 make()
             except ValueError:

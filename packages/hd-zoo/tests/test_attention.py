@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hd_zoo import attention_backend, create_model, set_attention_backend, why_not_xformers
-from hd_zoo.attention import BACKENDS, attend
+from hd_zoo.networks.attention import BACKENDS, attend
 
 
 @pytest.fixture(autouse=True)

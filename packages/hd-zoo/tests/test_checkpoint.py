@@ -101,7 +101,7 @@ def test_a_failure_in_the_middle_leaves_the_old_files(
         raise OSError("disk full")
 
     if victim == "weights":
-        monkeypatch.setattr("hd_zoo.shards.save_file", fail_after_half)
+        monkeypatch.setattr("hd_zoo.weights.shards.save_file", fail_after_half)
     else:
         # The weights are written by then, under their temporary name.
         monkeypatch.setattr(Path, "write_text", lambda self, text, **_: fail_after_half(text, self))
@@ -114,7 +114,7 @@ def test_the_first_write_is_all_or_nothing_too(tmp_path: Path, monkeypatch: pyte
     def fail(tensors: Any, path: Path, **_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("hd_zoo.shards.save_file", fail)
+    monkeypatch.setattr("hd_zoo.weights.shards.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_pretrained(create_model("mlp_2d"), tmp_path)
     assert contents(tmp_path) == {}
@@ -312,7 +312,7 @@ def test_a_failing_shard_leaves_the_old_files(
             fail(path)
         save_file(tensors, path, **more)
 
-    monkeypatch.setattr("hd_zoo.shards.save_file", save)
+    monkeypatch.setattr("hd_zoo.weights.shards.save_file", save)
     if victim == "index":
         monkeypatch.setattr(Path, "write_text", lambda self, text, **_: fail(self))
     with pytest.raises(OSError, match="disk full"):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hd_zoo import DiffusedNoise, DiffusionTransformer, from_pretrained, save_pretrained
-from hd_zoo.published import load_published, read_weights
+from hd_zoo.weights.published import load_published, read_weights
 
 SIZE, WIDTH, DEPTH, HEADS, CLASSES = 8, 32, 3, 2, 5
 SMALL = {"image_size": SIZE, "width": WIDTH, "depth": DEPTH, "heads": HEADS, "classes": CLASSES}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hd_zoo import DiffusionTransformer
-from hd_zoo.transformer import grid_embedding
+from hd_zoo.networks.transformer import grid_embedding
 
 SIZES = {"image_size": 8, "channels": 3, "patch": 2, "width": 16, "depth": 2, "heads": 4, "frequencies": 8}
 

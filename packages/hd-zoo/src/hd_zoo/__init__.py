@@ -1,17 +1,17 @@
 """Networks, guidance, samplers and checkpoints for Hierarchical Distillation (arXiv 2511.08930)."""
 
-from hd_zoo.attention import attention_backend, set_attention_backend, why_not_xformers
-from hd_zoo.checkpoint import from_pretrained, read_config, save_pretrained
 from hd_zoo.convert import DataPrediction, DiffusedNoise, EDMDenoiser, NoisePrediction, ReversedTime
-from hd_zoo.cost import Cost, model_cost
 from hd_zoo.field import Field
 from hd_zoo.guidance import Guidance
-from hd_zoo.mlp import MLPField
-from hd_zoo.published import load_published
+from hd_zoo.networks.attention import attention_backend, set_attention_backend, why_not_xformers
+from hd_zoo.networks.cost import Cost, model_cost
+from hd_zoo.networks.mlp import MLPField
+from hd_zoo.networks.transformer import DiffusionTransformer
 from hd_zoo.registry import create_model, list_models
 from hd_zoo.sampling import sample_jumps, sample_ode, sample_sde, seeded_noise, uniform_times
 from hd_zoo.student import to_student
-from hd_zoo.transformer import DiffusionTransformer
+from hd_zoo.weights.folders import from_pretrained, read_config, save_pretrained
+from hd_zoo.weights.published import load_published
 
 __version__ = "0.1.0"
 

@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-from hd_zoo.mlp import MLPField
-from hd_zoo.transformer import DiffusionTransformer
+from hd_zoo.networks.mlp import MLPField
+from hd_zoo.networks.transformer import DiffusionTransformer
 
 #: What a ``config.json`` may name. Nothing else is ever constructed from a file.
 ARCHITECTURES: dict[str, type[nn.Module]] = {"transformer": DiffusionTransformer, "mlp": MLPField}

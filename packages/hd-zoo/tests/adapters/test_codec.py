@@ -56,5 +56,5 @@ def test_from_a_folder(make_kl: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(load_codec(tmp_path).encode(images), AutoencoderCodec(autoencoder).encode(images))
     with pytest.raises(ValueError, match="kind must be AutoencoderKL or AutoencoderDC; got 'VQModel'"):
         load_codec(tmp_path, kind="VQModel")
-    with pytest.raises(ValueError, match="scale must be > 0; got 0.0"):
+    with pytest.raises(ValueError, match=r"scale must be > 0; got 0\.0"):
         AutoencoderCodec(autoencoder, scale=0.0)

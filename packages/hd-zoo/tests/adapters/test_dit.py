@@ -63,7 +63,9 @@ def test_what_does_not_convert_is_named(make_dit: Any) -> None:
     model = make_dit()
     with torch.no_grad():
         model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.bias += 1
-    with pytest.raises(ValueError, match="transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias differs"):
+    with pytest.raises(
+        ValueError, match=r"transformer_blocks\.1\.norm1\.emb\.timestep_embedder\.linear_1\.bias differs"
+    ):
         from_diffusers_dit(model)
     with pytest.raises(ValueError, match="gelu-approximate"):
         from_diffusers_dit(make_dit(activation_fn="gelu"))

@@ -10,10 +10,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hd_zoo.convert import DiffusedNoise
-from hd_zoo.embedding import grid_embedding
 from hd_zoo.field import labels_or_null
+from hd_zoo.networks.embedding import grid_embedding
+from hd_zoo.networks.transformer import DiffusionTransformer
 from hd_zoo.registry import build
-from hd_zoo.transformer import DiffusionTransformer
 
 
 class DiTNoise(nn.Module):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.embedding import TimeEmbedding
 from hd_zoo.field import check_times
+from hd_zoo.networks.embedding import TimeEmbedding
 
 
 class SanaField(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hd_zoo.convert import Converter
-from hd_zoo.transformer import DiffusionTransformer, GatedMLP
+from hd_zoo.networks.transformer import DiffusionTransformer, GatedMLP
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hd_zoo.convert import DiffusedNoise
-from hd_zoo.embedding import grid_embedding
+from hd_zoo.networks.embedding import grid_embedding
+from hd_zoo.networks.transformer import DiffusionTransformer
 from hd_zoo.registry import create_model
-from hd_zoo.transformer import DiffusionTransformer
 
 #: Where training loops keep the weights in a checkpoint, the averaged ones first.
 AVERAGED, CURRENT = ("ema", "model_ema", "ema_state_dict"), ("model", "state_dict", "net")

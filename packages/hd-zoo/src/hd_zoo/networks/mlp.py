@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hd_zoo.embedding import ConditionedField, check_condition
+from hd_zoo.networks.embedding import ConditionedField, check_condition
 
 
 class MLPField(ConditionedField):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hd_zoo.convert import CONVERTERS, Converter
 from hd_zoo.registry import blueprint, build
-from hd_zoo.shards import INDEX, SHARD_BYTES, WEIGHTS, read_tensors, shard_files, shard_writers
+from hd_zoo.weights.shards import INDEX, SHARD_BYTES, WEIGHTS, read_tensors, shard_files, shard_writers
 
 CONFIG = "config.json"
 #: The second has converters, which a reader of the first would overlook.

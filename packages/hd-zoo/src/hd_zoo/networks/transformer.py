@@ -13,8 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hd_zoo.attention import attend
-from hd_zoo.embedding import ConditionedField, check_condition, grid_embedding, rotary_table, rotate
+from hd_zoo.networks.attention import attend
+from hd_zoo.networks.embedding import ConditionedField, check_condition, grid_embedding, rotary_table, rotate
 
 #: What stands between the two layers of a block's MLP. DiT and SiT take the tanh form of GELU, LightningDiT SwiGLU.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu_tanh": lambda: nn.GELU(approximate="tanh"), "silu": nn.SiLU}

@@ -1,0 +1,229 @@
+"""What pooling tokens by attention costs: folded, or with keys and values of every token; beside a copy of the tokens.
+
+    hatch run bench attention-pool
+    hatch run bench attention-pool --dtype bfloat16 --out attention_pool_bfloat16
+
+Every case goes from tokens (B, N, C) to M pooled value vectors per sample, with layer norm and trainable parameters;
+before anything is timed, outputs and gradients of all but "mean" and "copy" are shown to agree. "naive", "mha" and
+"sdpa" project every token to keys and values of width C; names that end in d64 have the package's default head width.
+"forward" is without a graph, "forward+backward" has the gradients of tokens and parameters. "copy" copies the tokens
+into a buffer that exists already, in both passes. Peak memory is what forward+backward allocates beyond its inputs and
+parameters: activations, workspace, and the gradients of tokens and parameters, which no way can do without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import runner
+from benchmarks.pooling_heads import Way, check, make_ways
+from benchmarks.pooling_plot import draw
+from hd_awd import why_not_triton
+
+SHAPES = {  # (B, N, C)
+    "sit-xl-2-256": (16, 256, 1152),
+    "sit-xl-2-512": (4, 1024, 1152),
+    "sana-1024": (2, 1024, 2240),
+    "small-batch": (1, 256, 1152),
+    "sit-b-2": (16, 256, 768),
+}
+QUICK = {"quick": (2, 64, 72)}
+PER_TOKEN = ("naive", "mha", "sdpa")
+PASSES = ("forward", "forward+backward")
+# What "torch" is meant to reach on a CPU in float32 at the first shape with four queries.
+TARGETS = (
+    ("forward+backward", "speedup", ">=", 15.0),
+    ("forward+backward", "memory_ratio", "<=", 0.25),
+    ("forward", "ratio_to_copy", "<=", 6.0),
+)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks attention-pool", description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--queries", type=int, default=4, help="M (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=15, help="counted runs of each case (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", help="name of the CSV and the plot in results, or a path (default: attention_pool)")
+    parser.add_argument("--quick", action="store_true", help="one tiny shape, few rounds; written only with --out")
+    options = parser.parse_args(arguments)
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2")
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes}
+    rounds = min(options.rounds, 3) if options.quick else options.rounds
+    out = options.out or (None if options.quick else "attention_pool")
+    facts: dict[str, object] = {"device": device.type, "dtype": options.dtype, "queries": options.queries}
+    if out and (other := other_run(out, {**facts, **runner.machine()})):
+        parser.error(f"{out}.csv is of another {other}; choose another name with --out, or delete it")
+    facts |= surroundings(device)
+    rows: list[dict[str, object]] = []
+    for name, shape in shapes.items():
+        ways = verified(name, shape, options.queries, dtype, device)
+        tokens = torch.randn(shape, device=device).to(dtype)
+        shape_facts = {"shape": name, **dict(zip(("batch", "tokens", "width"), shape, strict=True)), **facts}
+        rows += [{**shape_facts, **row} for row in measure(ways, tokens, options.queries, rounds)]
+    runner.print_table([{key: row[key] for key in row if key not in facts} for row in rows])
+    print("\n" + "\n".join(verdicts(rows)))
+    if out:
+        path = runner.write_csv(out, rows)
+        draw([{**row, **runner.machine()} for row in rows], path.with_suffix(".png"))
+        print(f"\nWrote {path} and {path.with_suffix('.png').name}")
+
+
+def verified(
+    name: str, shape: tuple[int, int, int], queries: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Way]:
+    """The ways to time, after two samples of the shape have gone through all of them; prints the errors."""
+    reason = why_not_triton(torch.empty(shape, device=device, dtype=dtype), torch.empty(queries, shape[2], dtype=dtype))
+    fused = reason is None and device.type == "cuda"
+    exact = make_ways(shape[2], queries, dtype=torch.float64, device=device)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(min(shape[0], 2), *shape[1:], generator=generator, dtype=torch.float64).to(device)
+    rows = check(exact, exact, tokens)
+    if fused:
+        single = make_ways(shape[2], queries, dtype=torch.float32, device=device, triton=True)
+        rows += check({key: way for key, way in single.items() if key.startswith("triton")}, exact, tokens)
+    print(f"{name} {shape}, M = {queries}: relative errors of output and gradients")
+    runner.print_table(rows)
+    print("" if fused else f"triton is left out: {reason or 'it would run in the interpreter'}\n")
+    return make_ways(shape[2], queries, dtype=dtype, device=device, triton=fused)
+
+
+def measure(ways: dict[str, Way], tokens: Tensor, queries: int, rounds: int) -> list[dict[str, object]]:
+    """Rows of one shape: time of both passes, memory of the second."""
+    tokens.requires_grad_()
+    buffer = torch.empty_like(tokens)
+    starts = {way.head_width: tokens.new_zeros(len(tokens), queries, way.head_width) for way in ways.values()}
+    for start in starts.values():
+        start.normal_()
+    rows: list[dict[str, object]] = []
+    for direction in PASSES:
+        cases: dict[str, Callable[[], object]] = {}
+        for name, way in ways.items():
+            if direction == "forward":
+                cases[name] = lambda way=way: way.forward(tokens)
+            else:
+                cases[name] = lambda way=way: way.step(tokens, starts[way.head_width])
+            if name == "naive_d64":
+                cases["copy"] = lambda: buffer.detach().copy_(tokens.detach())
+        found = timed(cases, rounds, tokens.device)
+        best = min(PER_TOKEN, key=lambda name: statistics.median(found[name]))
+        peaks = (
+            {} if direction == "forward" else {name: peak_bytes(case, tokens.device) for name, case in cases.items()}
+        )
+        for row in runner.summarise(found, "copy"):
+            name = str(row["case"])
+            speedups = [one / other for one, other in zip(found[best], found[name], strict=True)]
+            row |= {"speedup": round(statistics.median(speedups), 3), "speedup_over": best}
+            row["gb_per_s"] = round(tokens.nbytes / statistics.median(found[name]) / 1e9, 3)
+            if peaks:
+                trained = [tokens, *ways[name].parameters.values()] if name in ways else []
+                row["peak_mb"] = round(peaks[name] / 1e6, 2)
+                row["gradients_mb"] = round(sum(one.nbytes for one in trained) / 1e6, 2)
+                row["memory_ratio"] = round(peaks[name] / min(peaks[one] for one in PER_TOKEN), 4)
+            rows.append({"pass": direction, "head_width": ways[name].head_width if name in ways else "", **row})
+    return rows
+
+
+def timed(cases: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds per round: of one run on a CPU, of Triton's median over many runs on a GPU."""
+    if device.type != "cuda":
+        return runner.interleave(cases, rounds)
+    from triton.testing import do_bench
+
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            seconds[name].append(1e-3 * do_bench(case, return_mode="median"))
+    return seconds
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """The most that ``run`` holds at one time, beyond what was there before it.
+
+    On a CPU from the profiler's record of every allocation of a tensor; what a library takes past PyTorch's
+    allocator is not in it.
+    """
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would tell when it starts and stops
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        kept = run()
+    del kept
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        record.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted(
+        ((e["ts"], e["args"]) for e in events if e.get("name") == "[memory]"), key=lambda change: change[0]
+    )
+    if not changes:
+        return 0
+    totals = [values["Total Allocated"] for _, values in changes]
+    return max(totals) - (totals[0] - changes[0][1]["Bytes"])
+
+
+def surroundings(device: torch.device) -> dict[str, object]:
+    """Facts that the runner does not add: Triton's version, or how busy the processor was before the run."""
+    if device.type == "cuda":
+        import triton
+
+        return {"triton": triton.__version__}
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else ""
+    if load and load > 0.5:
+        print(f"load average {load}: on a busy processor, what makes many small steps looks too slow\n")
+    return {"load_before": load}
+
+
+def verdicts(rows: list[dict[str, object]]) -> list[str]:
+    """One line per target, where the run measured it."""
+    name, shape = next(iter(SHAPES.items()))
+    where = {"shape": name, "device": "cpu", "dtype": "float32", "queries": 4}
+    found = {
+        (row["pass"], row["case"]): row for row in rows if all(row[column] == value for column, value in where.items())
+    }
+    if not found:
+        return [f"no verdict: the targets are for {name} on a CPU in float32 with 4 queries"]
+    lines = []
+    for direction, column, sign, target in TARGETS:
+        value = float(str(found[direction, "torch"][column]))
+        met = value >= target if sign == ">=" else value <= target
+        verdict = "met" if met else "MISSED"
+        lines.append(f"{direction} of torch at {shape}: {column} {value:.3g}, target {sign} {target:g}: {verdict}")
+    beyond = {
+        case: float(str(row["peak_mb"])) - float(str(row["gradients_mb"]))
+        for (direction, case), row in found.items()
+        if direction == "forward+backward"
+    }
+    least = min(PER_TOKEN, key=lambda case: beyond[case])
+    lines.append(f"memory beyond the gradients: torch {beyond['torch']:.1f} MB, {least} {beyond[least]:.1f} MB")
+    return lines
+
+
+def other_run(out: str, facts: dict[str, object]) -> str | None:
+    """In which respect an earlier result of that name is of another machine or setting, or None."""
+    path = runner.RESULTS / f"{out}.csv"
+    if not path.exists():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        earlier = next(csv.DictReader(file), {})
+    keys = ("device", "dtype", "queries", "processor", "accelerator")
+    return next((key for key in keys if str(earlier.get(key) or "") != str(facts.get(key, ""))), None)

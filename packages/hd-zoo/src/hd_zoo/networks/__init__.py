@@ -1,0 +1,1 @@
+"""The networks, and what is theirs alone: embeddings, attention backends, what they cost."""

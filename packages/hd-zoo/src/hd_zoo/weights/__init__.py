@@ -1,0 +1,1 @@
+"""Weights on disk: our folders, files in several parts, and other people's checkpoints."""
