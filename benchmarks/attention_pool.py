@@ -66,8 +66,8 @@ def main(arguments: list[str]) -> None:
     rounds = min(options.rounds, 3) if options.quick else options.rounds
     out = options.out or (None if options.quick else "attention_pool")
     facts: dict[str, object] = {"device": device.type, "dtype": options.dtype, "queries": options.queries}
-    if out and (other := other_run(out, {**facts, **runner.machine()})):
-        parser.error(f"{out}.csv is of another {other}; choose another name with --out, or delete it")
+    if out and (difference := other_run(out, list(shapes), {**facts, **runner.machine()})):
+        parser.error(f"{out}.csv is of {difference}; choose another name with --out, or delete it")
     facts |= surroundings(device)
     rows: list[dict[str, object]] = []
     for name, shape in shapes.items():
@@ -87,7 +87,9 @@ def verified(
     name: str, shape: tuple[int, int, int], queries: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Way]:
     """The ways to time, after two samples of the shape have gone through all of them; prints the errors."""
-    reason = why_not_triton(torch.empty(shape, device=device, dtype=dtype), torch.empty(queries, shape[2], dtype=dtype))
+    reason = why_not_triton(
+        torch.empty(shape, device=device, dtype=dtype), torch.empty(queries, shape[2], device=device, dtype=dtype)
+    )
     fused = reason is None and device.type == "cuda"
     exact = make_ways(shape[2], queries, dtype=torch.float64, device=device)
     generator = torch.Generator().manual_seed(0)
@@ -117,7 +119,7 @@ def measure(ways: dict[str, Way], tokens: Tensor, queries: int, rounds: int) -> 
                 cases[name] = lambda way=way: way.forward(tokens)
             else:
                 cases[name] = lambda way=way: way.step(tokens, starts[way.head_width])
-            if name == "naive_d64":
+            if name == "naive_d64":  # a heavy one, as make_ways wants it
                 cases["copy"] = lambda: buffer.detach().copy_(tokens.detach())
         found = timed(cases, rounds, tokens.device)
         best = min(PER_TOKEN, key=lambda name: statistics.median(found[name]))
@@ -218,12 +220,14 @@ def verdicts(rows: list[dict[str, object]]) -> list[str]:
     return lines
 
 
-def other_run(out: str, facts: dict[str, object]) -> str | None:
-    """In which respect an earlier result of that name is of another machine or setting, or None."""
+def other_run(out: str, shapes: list[str], facts: dict[str, object]) -> str | None:
+    """What an earlier result of that name holds that this run would lose, or None."""
     path = runner.RESULTS / f"{out}.csv"
     if not path.exists():
         return None
     with open(path, newline="", encoding="utf-8") as file:
-        earlier = next(csv.DictReader(file), {})
-    keys = ("device", "dtype", "queries", "processor", "accelerator")
-    return next((key for key in keys if str(earlier.get(key) or "") != str(facts.get(key, ""))), None)
+        rows = list(csv.DictReader(file))
+    for key in ("device", "dtype", "queries", "processor", "accelerator"):
+        if any((row.get(key) or "") != str(facts.get(key, "")) for row in rows):
+            return f"another {key}"
+    return "more shapes" if {row.get("shape") for row in rows} - set(shapes) else None

@@ -114,8 +114,8 @@ def make_ways(
         "sdpa": way(sdpa, oracle="naive"),
         "mean": way(mean),
         "naive_d64": way(naive, narrow, oracle="naive_d64"),
-        "torch_d64": way(partial(folded, pool=partial(attention_pool, backend="torch")), narrow, oracle="naive_d64"),
         "sdpa_d64": way(sdpa, narrow, oracle="naive_d64"),
+        "torch_d64": way(partial(folded, pool=partial(attention_pool, backend="torch")), narrow, oracle="naive_d64"),
     }
     if triton:
         fused = partial(folded, pool=partial(attention_pool, backend="triton"))

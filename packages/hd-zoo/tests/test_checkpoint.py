@@ -400,7 +400,7 @@ def test_a_cast_holds_one_tensor_twice_at_most(
     network: nn.Module, sharded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next tensor is read from the file after the cast of the one before it."""
-    from hd_zoo import shards
+    from hd_zoo.weights import shards
 
     events: list[str] = []
 

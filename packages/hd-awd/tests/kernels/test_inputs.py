@@ -143,6 +143,24 @@ def test_no_sample_at_all(device: str, make_case: Any, compute: Any, scores: boo
     }  # fmt: skip
 
 
+def test_a_sample_out_of_reach_of_32_bits_is_copied(launch: Any) -> None:
+    """Without memory: what counts are the strides."""
+    reach = 2**31 - 1
+    for strides, copied in (((1, reach - 2, 1), False), ((1, reach - 1, 1), True), ((1, 1, reach // 2 + 1), True)):
+        tokens = torch.empty_strided((2, 2, 3), strides, device="meta")
+        assert (launch._reachable(tokens) is tokens) != copied
+        assert launch._reachable(tokens).is_contiguous() == copied
+
+
+def test_a_copy_for_reach_changes_nothing(
+    device: str, make_case: Any, check: Any, planned: Any, launch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "OFFSETS", 10)
+    case = make_case(SIZES, device=device, masked=True, layout="sliced")
+    for passes in (1, 2):
+        check(case, *planned(case, passes))
+
+
 def test_inputs_are_left_alone(device: str, make_case: Any, compute: Any, planned: Any) -> None:
     case = make_case(SIZES, device=device, bias=("B", "M", "N"), masked=True, weights=True)
     before = {name: getattr(case, name).clone() for name in ("tokens", "queries", "bias", "mask", "grad_weights")}

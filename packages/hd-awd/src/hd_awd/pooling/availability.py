@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +32,20 @@ def why_not_triton(tokens: Tensor, queries: Tensor) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+def ask_once_when_compiling(function: Any) -> None:
+    """torch.compile calls the function and takes its answer for a constant, instead of looking inside.
+
+    What torch.compiler.assume_constant_result does, without importing the compiler, which takes seconds.
+    """
+    function._dynamo_marked_constant = True
+
+
 def _why_not_here(device: str) -> str | None:
     """What does not depend on the tensors; a compiler asks once and does not look inside."""
     return _why_no_triton() or _why_not_device(torch.device(device))
+
+
+ask_once_when_compiling(_why_not_here)
 
 
 @functools.cache

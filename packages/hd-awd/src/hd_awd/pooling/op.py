@@ -9,7 +9,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from hd_awd.pooling.autograd import pool
-from hd_awd.pooling.availability import why_not_triton
+from hd_awd.pooling.availability import ask_once_when_compiling, why_not_triton
 from hd_awd.pooling.folded import attention_pool_folded
 
 BACKENDS = ("auto", "triton", "torch")
@@ -102,11 +102,13 @@ def _takes_triton(backend: str, tokens: Tensor, queries: Tensor) -> bool:
     return reason is None
 
 
-@torch.compiler.assume_constant_result
 def _transformed() -> bool:
     """Whether forward-mode differentiation or one of torch.func's transforms is going on."""
     active: bool = torch._C._are_functorch_transforms_active()
     return active or forward_ad._current_level >= 0
+
+
+ask_once_when_compiling(_transformed)
 
 
 def _check(tokens: Tensor, queries: Tensor, bias: Tensor | None, mask: Tensor | None, eps: float) -> None:

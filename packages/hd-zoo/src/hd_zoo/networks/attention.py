@@ -56,9 +56,19 @@ def why_not_xformers() -> str | None:
     return None
 
 
+def _forward_mode() -> bool:
+    """Whether forward-mode differentiation is going on."""
+    return forward_ad._current_level >= 0
+
+
+# torch.compile asks once and takes the answer for a constant; what torch.compiler.assume_constant_result does, without
+# importing the compiler.
+_forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for q, k, v (B, H, N, D); any D, 72 included."""
-    if _backend == "math" or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0):
+    if _backend == "math" or _forward_mode():
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     if _backend == "xformers":
         from xformers.ops import memory_efficient_attention

@@ -101,7 +101,7 @@ def from_pretrained(
 def _local(source: str | os.PathLike[str], revision: str | None) -> Path:
     """The folder, or a snapshot of the repository on the hub."""
     folder = Path(source)
-    if folder.exists() or not isinstance(source, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if folder.exists() or not isinstance(source, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         return folder
     try:
         from huggingface_hub import snapshot_download

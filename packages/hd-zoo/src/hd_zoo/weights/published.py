@@ -105,7 +105,7 @@ def convert_weights(found: dict[str, Tensor], model: DiffusionTransformer) -> di
     """Official names and shapes -> those of ``model``, which may be on the meta device.
 
     Raises:
-        ValueError: with every missing and unexpected name and wrong shape, in the official spelling; or if the
+        ValueError: with every unexpected name and wrong shape, and every missing name in our spelling; or if the
             fixed positions are not the sines and cosines that they should be.
     """
     expected = model.state_dict()

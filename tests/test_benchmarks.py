@@ -1,0 +1,75 @@
+"""The benchmarks run: their small forms, in an interpreter of their own, and the checks that come before a time."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = {"naive", "mha", "sdpa", "naive_d64", "sdpa_d64", "mean", "autograd", "torch", "torch_d64", "copy"}
+
+
+def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m benchmarks ARGUMENTS` on one thread and without a GPU."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def heads(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.pooling_heads")
+
+
+def test_attention_pool_writes_what_it_measured(tmp_path: Path) -> None:
+    out = str(tmp_path / "quick")
+    done = run_benchmark("attention-pool", "--quick", "--out", out)
+    assert done.returncode == 0, done.stderr
+    with open(f"{out}.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = {(row["pass"], row["case"]): row for row in rows}
+    assert len(found) == len(rows)
+    assert set(found) == {(direction, case) for direction in ("forward", "forward+backward") for case in CASES}
+    for (direction, case), row in found.items():
+        assert (row["dtype"], row["device"], row["queries"], row["threads"]) == ("float32", "cpu", "4", "1")
+        assert 0 < float(row["lower_quartile_ms"]) <= float(row["median_ms"]) <= float(row["upper_quartile_ms"])
+        assert float(row["ratio_to_copy"]) > 0
+        assert float(row["speedup"]) > 0
+        assert float(row["gb_per_s"]) > 0
+        assert bool(row["peak_mb"]) == (direction == "forward+backward")
+        if direction == "forward+backward" and case != "copy":
+            # The gradients are handed back, so they are there at the end.
+            assert float(row["peak_mb"]) >= float(row["gradients_mb"]) > 0
+    assert float(found["forward", "copy"]["ratio_to_copy"]) == 1
+    assert float(found["forward+backward", "copy"]["peak_mb"]) == 0
+    assert Path(f"{out}.png").read_bytes().startswith(b"\x89PNG")
+
+    again = run_benchmark("attention-pool", "--quick", "--dtype", "bfloat16", "--out", out)
+    assert again.returncode == 2
+    assert "another dtype" in again.stderr
+
+
+def test_attention_pool_times_nothing_that_is_wrong(heads: ModuleType) -> None:
+    ways = heads.make_ways(24, 3, dtype=torch.float64, device=torch.device("cpu"))
+    tokens = torch.randn(2, 10, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert {row["case"] for row in heads.check(ways, ways, tokens)} == CASES - {"naive", "naive_d64", "mean", "copy"}
+
+    run = ways["torch"].run
+    wrong_output = dataclasses.replace(ways["torch"], run=lambda tokens: run(tokens) * (1 + 1e-8))
+    with pytest.raises(SystemExit, match=r"torch is not naive: .* in the output"):
+        heads.check({**ways, "torch": wrong_output}, ways, tokens)
+    wrong_gradient = dataclasses.replace(
+        ways["torch"], run=lambda tokens: run(tokens) + 0.01 * (tokens - tokens.detach()).mean()
+    )
+    with pytest.raises(SystemExit, match=r"torch is not naive: .* in the gradient of tokens"):
+        heads.check({**ways, "torch": wrong_gradient}, ways, tokens)
