@@ -2,8 +2,8 @@
 
 Ours is the linear path x_t = (1 - t) x + t eps with t = 0 data and t = 1 noise, v = eps - x. A converter shows the
 network what it was trained on and turns its answer into v. It passes r on to a network that has an interval (a student
-of :func:`hd_zoo.to_student`, which starts as the teacher behind the same converter) and to no other; ReversedTime passes
-on whatever it is given.
+of :func:`hd_zoo.to_student`, which starts as the teacher behind the same converter) and to no other; ReversedTime
+passes on whatever it is given.
 """
 
 from __future__ import annotations
