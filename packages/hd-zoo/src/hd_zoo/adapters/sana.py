@@ -128,7 +128,8 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
     Args:
         student: from :func:`to_sana_student`.
         folder: made if missing; written under a temporary name first.
-        components: ``vae``, ``text_encoder`` and ``tokenizer`` of the teacher's pipeline, each may be None.
+        components: ``vae``, ``text_encoder`` and ``tokenizer`` of the teacher's pipeline; one that is left out must be
+            given when the folder is loaded, if only as None.
 
     Raises:
         ValueError: for a teacher, or if the folder exists.
