@@ -39,7 +39,8 @@ def test_attention_pool_writes_what_it_measured(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     found = {(row["pass"], row["case"]): row for row in rows}
     assert len(found) == len(rows)
-    assert set(found) == {(direction, case) for direction in ("forward", "forward+backward") for case in CASES}
+    passes = {(direction, case) for direction in ("forward", "forward+backward") for case in CASES}
+    assert set(found) == passes | {("forward", "op")}
     for (direction, case), row in found.items():
         assert (row["dtype"], row["device"], row["queries"], row["threads"]) == ("float32", "cpu", "4", "1")
         assert 0 < float(row["lower_quartile_ms"]) <= float(row["median_ms"]) <= float(row["upper_quartile_ms"])
