@@ -132,13 +132,15 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
             given when the folder is loaded, if only as None.
 
     Raises:
-        ValueError: for a teacher, or if the folder exists.
+        ValueError: for a teacher, a model with ``guidance_embeds``, or if the folder exists.
         ModuleNotFoundError: without diffusers (and the transformers library that its pipeline needs).
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 
     if student.interval is None:
         raise ValueError("a student of to_sana_student is needed; this field has one time")
+    if student.model.config.guidance_embeds:
+        raise ValueError("the model has guidance_embeds, and diffusers' SanaPipeline passes it no guidance")
     parts = {"vae": None, "text_encoder": None, "tokenizer": None, **components}
     folder = Path(folder)
     if folder.exists():
@@ -147,9 +149,8 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
     pipeline = SanaPipeline(transformer=fold_interval(student), scheduler=scheduler, **parts)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        pipeline.save_pretrained(temporary)
-        Path(temporary).rename(folder)
-        Path(temporary).mkdir()  # for the context to remove
+        pipeline.save_pretrained(Path(temporary) / folder.name)
+        (Path(temporary) / folder.name).rename(folder)
     return folder
 
 
