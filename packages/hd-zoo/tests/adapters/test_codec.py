@@ -41,12 +41,38 @@ def test_scale_and_shift(make_kl: Any, shift: float | None) -> None:
     torch.testing.assert_close(codec.decode(latents), autoencoder.decode(z).sample, atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_reach_latents_and_not_the_weights(make_kl: Any) -> None:
-    codec = AutoencoderCodec(make_kl())
-    latents = torch.randn(1, 4, 16, 16, requires_grad=True)
+@pytest.mark.parametrize("options", [{}, {"scale": 2.0, "shift": -0.1}])
+def test_deep_compression(make_dc: Any, options: dict[str, float]) -> None:
+    autoencoder = make_dc()
+    codec = AutoencoderCodec(autoencoder, **options)
+    assert isinstance(codec, Codec)
+    scale, shift = options.get("scale", 0.41), options.get("shift", 0.0)
+    images = torch.randn(2, 3, 16, 16)
+    latents = codec.encode(images)
+    assert latents.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(latents, (autoencoder.encode(images).latent - shift) * scale)
+    torch.testing.assert_close(codec.decode(latents), autoencoder.decode(latents / scale + shift).sample)
+
+
+def test_given_scale_and_shift_come_first(make_kl: Any) -> None:
+    autoencoder = make_kl(scaling_factor=0.4, shift_factor=0.3)
+    images = torch.randn(2, 3, 16, 16)
+    z = autoencoder.encode(images).latent_dist.mean
+    torch.testing.assert_close(AutoencoderCodec(autoencoder, scale=2.0, shift=0.0).encode(images), 2 * z)
+
+
+@pytest.mark.parametrize("kind", ["kl", "dc"])
+def test_gradients_reach_images_and_latents_but_not_the_weights(kind: str, make_kl: Any, make_dc: Any) -> None:
+    codec = AutoencoderCodec((make_kl if kind == "kl" else make_dc)().train())
+    assert not codec.autoencoder.training
+    images = torch.randn(1, 3, 16, 16, requires_grad=True)
+    latents = codec.encode(images)
+    codec.decode(latents).square().sum().backward()
+    assert images.grad.abs().sum() > 0
+    latents = latents.detach().requires_grad_()
     codec.decode(latents).square().sum().backward()
     assert latents.grad.abs().sum() > 0
-    assert not any(parameter.requires_grad for parameter in codec.parameters())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in codec.parameters())
 
 
 def test_from_a_folder(make_kl: Any, tmp_path: Path) -> None:
@@ -58,3 +84,16 @@ def test_from_a_folder(make_kl: Any, tmp_path: Path) -> None:
         load_codec(tmp_path, kind="VQModel")
     with pytest.raises(ValueError, match=r"scale must be > 0; got 0\.0"):
         AutoencoderCodec(autoencoder, scale=0.0)
+
+
+def test_deep_compression_from_a_folder_in_half_precision(make_dc: Any, tmp_path: Path) -> None:
+    autoencoder = make_dc()
+    autoencoder.save_pretrained(tmp_path / "vae")
+    codec = load_codec(tmp_path, kind="AutoencoderDC", dtype=torch.bfloat16, subfolder="vae")
+    assert {parameter.dtype for parameter in codec.parameters()} == {torch.bfloat16}
+    assert codec.scale == 0.41
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    latents = codec.encode(images.bfloat16())
+    assert latents.dtype == codec.decode(latents).dtype == torch.bfloat16
+    expected = AutoencoderCodec(autoencoder).encode(images)
+    assert (latents.float() - expected).abs().max() < 0.05 * expected.abs().max()
