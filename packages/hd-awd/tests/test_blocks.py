@@ -22,14 +22,20 @@ def inputs(batch: int = 4, count: int = 7, width: int = 5, amount: int = 3) -> t
     return tokens.requires_grad_(), torch.randn(amount, width, dtype=torch.float64, requires_grad=True)
 
 
+def in_blocks_of(samples: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many elements each, as it is on a processor with one core."""
+    monkeypatch.setattr(blocks, "THREAD_ELEMENTS", samples * elements)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
 @pytest.mark.parametrize("bias_shape", list(SHAPES))
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("size", [1, 2 * 7 * 5, 1 << 20], ids=["one sample", "two samples", "all"])
+@pytest.mark.parametrize("samples", [1, 3, 9], ids=["one sample", "three and one", "all"])
 def test_equals_autograd_through_the_folded_form(
-    bias_shape: str, masked: bool, size: int, monkeypatch: pytest.MonkeyPatch
+    bias_shape: str, masked: bool, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradients of tokens, queries and bias, through vectors and through weights, however samples are divided."""
-    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", size)
+    in_blocks_of(samples, 7 * 5, monkeypatch)
     tokens, queries = inputs()
     shape = SHAPES[bias_shape]
     bias = None if shape is None else torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -63,6 +69,47 @@ def test_a_large_offset_costs_no_more_than_storing_it(naive: Callable[..., Any])
     assert (attention_pool_folded(tokens, queries)[0].double() - expected).abs().max() > 4e-3
 
 
+def test_every_thread_has_whole_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a batch has as many: two of 100,000 elements are nearer to a core's share than three."""
+    monkeypatch.setattr(blocks, "THREAD_ELEMENTS", 240_000)
+    for threads, sizes in ((1, [2, 2, 2, 1]), (2, [4, 3]), (8, [7])):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found = list(blocks._blocks(torch.zeros(7, 100, 1000), torch.float32))
+        assert [len(memory) for _, memory in found] == sizes
+        assert torch.cat([torch.arange(7)[block] for block, _ in found]).tolist() == list(range(7))
+    one_each = blocks._blocks(torch.zeros(5, 1000, 1000), torch.float32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert [len(memory) for _, memory in one_each] == [2, 2, 1]
+
+
+def test_queries_far_from_zero_cost_no_digits(naive: Callable[..., Any]) -> None:
+    """A query's mean has no effect on normalised tokens."""
+    tokens, queries = torch.randn(2, 64, 256), torch.randn(4, 256) / 16
+    expected = naive(tokens.double(), queries.double())[0]
+    for offset in (0.0, 1.0, 10.0):
+        found = attention_pool(tokens, queries + offset)
+        rounded = naive(tokens.double(), (queries + offset).double())[0]
+        assert ((found.double() - rounded).norm() / rounded.norm()).item() < 1e-6
+        assert ((found.double() - expected).norm() / expected.norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_of_any_layout_under_autocast(layout: str, dtype: torch.dtype, naive: Callable[..., Any]) -> None:
+    """Autocast would take the products in 16 bits; tokens and incoming gradients need not be contiguous."""
+    base = torch.randn(3, 20, 32) if layout == "contiguous" else torch.randn(3, 32, 20).transpose(1, 2)
+    base = torch.randn(3, 20, 64)[..., ::2] if layout == "sliced" else base
+    tokens, queries = base.to(dtype).requires_grad_(), torch.randn(2, 32, requires_grad=True)
+    start = torch.randn(32, 2, 3).permute(2, 1, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = attention_pool(tokens, queries)
+        found = torch.autograd.grad(pooled, (tokens, queries), start.to(pooled.dtype))
+    wide = [one.detach().double().requires_grad_() for one in (tokens, queries)]
+    expected = torch.autograd.grad(naive(*wide)[0], wide, start.to(dtype).double())
+    for one, two, limit in zip(found, expected, (1e-2 if dtype == torch.bfloat16 else 1e-5, 1e-5), strict=True):
+        assert ((one.double() - two).norm() / two.norm()).item() < limit
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_tokens(dtype: torch.dtype, naive: Callable[..., Any]) -> None:
     tokens, queries = torch.randn(3, 20, 32).to(dtype).requires_grad_(), torch.randn(2, 32, requires_grad=True)
@@ -81,6 +128,10 @@ def test_a_batch_of_none() -> None:
     (pooled.sum() + weights.sum()).backward()
     assert tokens.grad.shape == (0, 4, 5)
     assert torch.all(queries.grad == 0)
+    first = torch.autograd.grad(attention_pool(tokens, queries).square().sum(), (tokens, queries), create_graph=True)
+    second = torch.autograd.grad(first[1].square().sum(), (tokens, queries))
+    assert second[0].shape == (0, 4, 5)
+    assert torch.all(second[1] == 0)
 
 
 class Largest(TorchDispatchMode):
@@ -102,7 +153,7 @@ class Largest(TorchDispatchMode):
 def test_no_float32_copy_of_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, count, width = 12, 16, 32
     block = 2 * count * width
-    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", block)
+    in_blocks_of(2, count * width, monkeypatch)
     tokens, queries = torch.randn(batch, count, width).bfloat16(), torch.randn(2, width)
     with Largest() as forward:
         pooled, lse, _ = blocks.pool_forward(tokens, queries, None, None, 1e-6, False)

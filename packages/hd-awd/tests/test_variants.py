@@ -53,9 +53,20 @@ def test_gradient_reaches_tokens_and_every_parameter(
     inputs = [tokens.requires_grad_() for tokens in features()]
     discriminator(inputs).square().sum().backward()
     assert all(tokens.grad.abs().sum(dim=(1, 2)).min() > 1e-12 for tokens in inputs)
-    # A constant added to all scores of a query changes nothing: the scorer's last bias is without effect.
     for name, parameter in discriminator.named_parameters():
-        assert (parameter.grad.abs().sum() > 1e-12) != name.endswith("scorer.2.bias"), name
+        assert parameter.grad.abs().sum() > 1e-12, name
+
+
+def test_scorers_are_drawn_from_the_seed_and_differ_from_layer_to_layer() -> None:
+    one, same, other = (build(seed, pooling="scorer", queries=2).state_dict() for seed in (3, 3, 4))
+    for layer in (0, 1):
+        first, last = f"heads.{layer}.scorer.0.weight", f"heads.{layer}.scorer.2.weight"
+        assert torch.equal(one[first], same[first])
+        assert not torch.equal(one[first], other[first])
+        assert torch.all(one[last] == 0)
+    torch.manual_seed(3)
+    twins = Discriminator((8, 8), pooling="scorer").state_dict()
+    assert not torch.equal(twins["heads.0.scorer.0.weight"], twins["heads.1.scorer.0.weight"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)

@@ -406,6 +406,18 @@ def test_a_folder_keeps_its_settings(hdistill: Command, copy: Path, short: list[
     assert contents(copy) == before
 
 
+def test_a_setting_younger_than_the_run_has_its_default(hdistill: Command, copy: Path, short: list[str]) -> None:
+    """A run that was made before a setting existed goes on, unless another value than its default is asked for."""
+    recipe = json.loads((copy / "recipe.json").read_text())
+    for name in ("heads", "merge", "weighed"):
+        del recipe["distribution"]["adversary"][name]
+    (copy / "recipe.json").write_text(json.dumps(recipe))
+    answer = hdistill(*short, "--distribution.adversary.heads", "2", "--out", copy)
+    assert answer.code == 2
+    assert "holds a run with other settings (distribution.adversary.heads: 2 here, 1 there)" in answer.line
+    assert hdistill(*short, "--out", copy).code == 0
+
+
 def test_many_conflicts_are_counted(hdistill: Command, copy: Path) -> None:
     answer = hdistill("run", "digits", "--smoke", "--out", copy)
     assert answer.code == 2

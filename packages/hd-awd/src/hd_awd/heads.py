@@ -17,9 +17,9 @@ POOLINGS = ("attention", "scorer", "mean")
 WEIGHED = ("vectors", "logits")
 
 
-def make_mlp(width: int, hidden: int, out: int) -> nn.Sequential:
+def make_mlp(width: int, hidden: int, out: int, *, last_bias: bool = True) -> nn.Sequential:
     """Linear, SiLU, Linear."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, out))
+    return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, out, bias=last_bias))
 
 
 class PoolingHead(nn.Module):
@@ -77,7 +77,8 @@ class PoolingHead(nn.Module):
             # From a seed of its own, so that later heads draw what they draw beside other poolings.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(torch.randint(1 << 62, ())))
-                self.scorer = make_mlp(width, hidden, queries * heads)
+                # No last bias: it would add the same to all scores of a query, which a softmax does not see.
+                self.scorer = make_mlp(width, hidden, queries * heads, last_bias=False)
             for parameter in self.scorer[-1].parameters():
                 nn.init.zeros_(parameter)
 

@@ -44,6 +44,23 @@ def test_a_graph_gives_the_same(
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_second_derivatives_of_a_graph(device: str, make_case: Any) -> None:
+    """Exact where the graph keeps autograd, an error where it does not: never a sum that lacks them."""
+    case = make_case((2, 7, 24, 3), device=device)
+
+    def second(function: Any) -> tuple[Tensor, ...]:
+        leaves = [case.tokens.detach().requires_grad_(), case.queries.detach().requires_grad_()]
+        (first,) = torch.autograd.grad(function(*leaves, None, None).sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(first.square().sum() + leaves[0].sum(), leaves)
+
+    found = second(torch.compile(call, backend="eager", fullgraph=True))
+    for one, two in zip(found, second(call), strict=True):
+        assert two.abs().max() > 1e-3
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="double backward"):
+        second(torch.compile(call, backend="aot_eager", fullgraph=True))
+
+
 @COMPILERS
 def test_half_precision_in_a_graph(device: str, make_case: Any, compiler: str) -> None:
     case = make_case((2, 7, 24, 3), torch.bfloat16, device, layout="tokens first")

@@ -92,6 +92,17 @@ def test_a_large_mean_costs_digits_in_proportion(
 
 
 @PASSES
+@pytest.mark.parametrize("width", [130, 1152])
+def test_queries_far_from_zero_cost_no_digits(
+    device: str, make_case: Any, check: Any, planned: Any, passes: int, width: int
+) -> None:
+    """A query's mean has no effect on a normalised token: it is taken out before the products."""
+    case = make_case((1, 6, width, 3), device=device, weights=True)
+    case = dataclasses.replace(case, queries=case.queries + 10)
+    check(case, *planned(case, passes))
+
+
+@PASSES
 @pytest.mark.parametrize("eps", [1e-5, 0.5, 30.0])
 def test_eps_counts_beside_the_variance(
     device: str, make_case: Any, check: Any, planned: Any, passes: int, eps: float

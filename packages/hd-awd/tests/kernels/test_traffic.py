@@ -160,15 +160,13 @@ def test_splitting_a_sample_reads_no_token_twice(make_case: Any, move: Any, plan
 def test_two_passes_read_every_token_twice(
     make_case: Any, move: Any, planned: Any, dtype: torch.dtype, width: int, amount: int
 ) -> None:
-    """And its first 64 channels once more, for an estimate of its mean."""
+    """And its first 16 channels once more, for an estimate of its mean: 2.1 times at most from 160 channels."""
     case = make_case((1, 5, width, amount), dtype)
     size = case.tokens.nbytes
     for direction, plan in zip(DIRECTIONS, planned(case, 2), strict=True):
         traffic = move(case, direction, plan)
-        assert traffic.of("tokens") == (2 * size + min(64, width) * size // width, 0)
+        assert traffic.of("tokens") == (2 * size + 16 * size // width, 0)
         assert traffic.of("grad_tokens") == (0, size if direction == "backward" else 0)
-        if width >= 640:
-            assert traffic.of("tokens")[0] <= 2.1 * size
 
 
 @pytest.mark.parametrize(("passes", "splits"), [(1, 1), (1, 3), (2, 1), (2, 3)])

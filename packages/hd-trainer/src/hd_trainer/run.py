@@ -56,7 +56,8 @@ def claim(settings: Settings, out: Path) -> None:
     make_folder(out)
     path, ours = out / RECIPE, to_json(settings)
     if path.exists():
-        found = differences(ours, read_json(path))
+        # As this version reads them: a setting that is younger than the run has its default.
+        found = differences(ours, to_json(read_settings(out)))
         # Where a run computes does not change what it is; nor do evaluation settings change what was trained.
         found = [line for line in found if not line.startswith(("device", "evaluation."))]
         if found:

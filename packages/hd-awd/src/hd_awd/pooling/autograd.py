@@ -1,8 +1,8 @@
-"""The pooling as two operators known to PyTorch, and the autograd that ties them together.
+"""The pooling as two operators known to PyTorch, each with its derivative in reverse mode.
 
-The operators have shape functions, so torch.compile puts them into a graph as they are. Neither carries a derivative
-of its own: :class:`_Pool` does, because a forward-mode derivative of a custom operator would silently be zero, where
-a :class:`torch.autograd.Function` without one raises.
+The operators have shape functions, so torch.compile puts them into a graph as they are. A forward-mode derivative of
+a custom operator would silently be zero, so both refuse to run in that mode; :func:`hd_awd.attention_pool` takes
+PyTorch's own operations there.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def pool_backward_op(
     want_bias: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of tokens, queries and scores, as :func:`hd_awd.pooling.blocks.pool_backward` returns them."""
+    """Gradients of tokens, queries and scores, as :func:`hd_awd.pooling.blocks.pool_backward` returns them.
+
+    lse and delta are taken for what follows from the other arguments, and have no derivative of their own.
+    """
     _refuse_forward_mode()
     arguments = (grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_bias)
     if triton:
@@ -113,104 +116,66 @@ def pool(
 ) -> tuple[Tensor, Tensor]:
     """pooled (B, M, C) and weights (B, M, N), or without elements, in float32 or better; ``bias`` is (B, M, N).
 
-    Differentiable twice in reverse mode; forward mode raises.
+    Differentiable any number of times in reverse mode; forward mode raises.
     """
-    pooled, weights, _ = _Pool.apply(tokens, queries, bias, mask, eps, want_weights, triton)
+    pooled, _, weights = pool_op(tokens, queries, bias, mask, eps, want_weights, triton)
     return pooled, weights
 
 
-class _Pool(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        tokens: Tensor,
-        queries: Tensor,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        eps: float,
-        want_weights: bool,
-        triton: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        pooled, lse, weights = pool_op(tokens, queries, bias, mask, eps, want_weights, triton)
-        return pooled, weights, lse
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        tokens, queries, bias, mask, ctx.eps, ctx.want_weights, ctx.triton = inputs
-        pooled, weights, lse = output
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(tokens, queries, bias, mask, pooled, weights, lse)
-
-    @staticmethod
-    def backward(ctx: Any, grad_pooled: Tensor | None, grad_weights: Tensor | None, _: Tensor | None) -> Any:
-        tokens, queries, bias, mask, pooled, weights, lse = ctx.saved_tensors
-        if grad_pooled is None:
-            grad_pooled = torch.zeros_like(pooled)
-        want_bias = ctx.needs_input_grad[2]
-        pool_backward = _PoolBackward.apply if torch.is_grad_enabled() else _first_order
-        grads = pool_backward(
-            grad_pooled,
-            grad_weights if ctx.want_weights else None,
-            tokens,
-            queries,
-            bias,
-            mask,
-            pooled,
-            weights,
-            lse,
-            ctx.eps,
-            want_bias,
-            ctx.triton,
-        )
-        return grads[0], grads[1].to(queries.dtype), grads[2].to(bias.dtype) if want_bias else None, *[None] * 4
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.eps, ctx.want_weights, ctx.triton = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output)
 
 
-def _first_order(
-    grad_pooled: Tensor,
-    grad_weights: Tensor | None,
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    pooled: Tensor,
-    weights: Tensor,
-    lse: Tensor,
-    eps: float,
-    want_bias: bool,
-    triton: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator, given what follows from the forward pass: delta_m = sum_n a_mn (dz_m . x_n + da_mn)."""
-    delta = (grad_pooled * pooled).sum(dim=-1)
-    if grad_weights is not None:
-        delta = delta + (grad_weights * weights).sum(dim=-1)
-    return pool_backward_op(grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_bias, triton)
+def _backward(ctx: Any, grad_pooled: Tensor | None, _: Tensor | None, grad_weights: Tensor | None) -> Any:
+    """delta_m = sum_n a_mn (dz_m . x_n + da_mn) follows from the forward pass; the operator does the rest."""
+    tokens, queries, bias, mask, pooled, lse, weights = ctx.saved_tensors
+    if grad_pooled is None:
+        grad_pooled = torch.zeros_like(pooled)
+    if not ctx.want_weights:
+        grad_weights = None
+    with torch.no_grad():
+        delta = (grad_pooled * pooled).sum(dim=-1)
+        if grad_weights is not None:
+            delta = delta + (grad_weights * weights).sum(dim=-1)
+    want_bias = ctx.needs_input_grad[2]
+    grads = pool_backward_op(
+        grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, ctx.eps, want_bias, ctx.triton
+    )
+    return grads[0], grads[1].to(queries.dtype), grads[2].to(bias.dtype) if want_bias else None, *[None] * 4
 
 
-class _PoolBackward(torch.autograd.Function):
-    """:func:`_first_order` with a derivative: that of the same gradient as autograd writes it for the PyTorch path."""
+pool_op.register_autograd(_backward, setup_context=_keep)
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        grad_pooled, grad_weights, tokens, queries, bias, mask, *_, ctx.eps, ctx.want_bias, _triton = inputs
-        ctx.save_for_backward(grad_pooled, grad_weights, tokens, queries, bias, mask)
-        return _first_order(*inputs)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        *inputs, mask = ctx.saved_tensors
-        higher = torch.is_grad_enabled()
-        with torch.enable_grad(), torch.autocast(inputs[2].device.type, enabled=False):
-            # New names for the inputs: queries may be a function of the tokens, and partial derivatives are wanted.
-            names: list[Any] = [None if one is None else _renamed(one) for one in inputs]
-            grad_pooled, grad_weights, tokens, queries, bias = names
-            outputs = attention_pool_folded(tokens, queries, bias, mask, ctx.eps)
-            starts = [grad_pooled] if grad_weights is None else [grad_pooled, grad_weights]
-            wanted = [tokens, queries, bias] if ctx.want_bias else [tokens, queries]
-            first = torch.autograd.grad(outputs[: len(starts)], wanted, starts, create_graph=True)
-            grads_of_first = [grad.to(one.dtype) for grad, one in zip(grads, first, strict=False)]
-            given = [one for one in names if one is not None]
-            second = iter(torch.autograd.grad(first, given, grads_of_first, allow_unused=True, create_graph=higher))
-        return *(None if one is None else next(second) for one in names), *[None] * 7
+def _keep_for_second_order(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, _lse, _delta, ctx.eps, ctx.want_bias, _triton = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _second_order(ctx: Any, *grads: Tensor) -> Any:
+    """The derivative of the same gradient as autograd writes it for PyTorch's operations."""
+    *inputs, mask = ctx.saved_tensors
+    if inputs[2].shape[0] == 0:  # torch.var_mean warns of an empty batch
+        return *(None if one is None else torch.zeros_like(one) for one in inputs), *[None] * 6
+    higher = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(inputs[2].device.type, enabled=False):
+        # New names for the inputs: queries may be a function of the tokens, and partial derivatives are wanted.
+        names: list[Any] = [None if one is None else _renamed(one) for one in inputs]
+        grad_pooled, grad_weights, tokens, queries, bias = names
+        outputs = attention_pool_folded(tokens, queries, bias, mask, ctx.eps)
+        starts = [grad_pooled] if grad_weights is None else [grad_pooled, grad_weights]
+        wanted = [tokens, queries, bias] if ctx.want_bias else [tokens, queries]
+        first = torch.autograd.grad(outputs[: len(starts)], wanted, starts, create_graph=True)
+        grads_of_first = [grad.to(one.dtype) for grad, one in zip(grads, first, strict=False)]
+        given = [one for one in names if one is not None]
+        second = iter(torch.autograd.grad(first, given, grads_of_first, allow_unused=True, create_graph=higher))
+    return *(None if one is None else next(second) for one in names), *[None] * 6
+
+
+pool_backward_op.register_autograd(_second_order, setup_context=_keep_for_second_order)
 
 
 def _renamed(tensor: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def pool_forward(
             _one_pass_forward(plan, tokens, queries, bias, mask, eps, pooled, lse, scores)
             weights = queries.new_empty(0) if scores is None else scores.sub_(lse[..., None]).exp_()
             return pooled, lse, weights
-        scores, mean, inverse = _project(plan, tokens, queries[None], eps)
+        scores, mean, inverse = _project(plan, tokens, _centred(queries)[None], eps)
         weights, lse = _softmax(scores, bias, mask)
         parts = pooled[:, None] if plan.splits == 1 else pooled.new_empty(batch, plan.splits, amount, width)
         two_pass.combine[_two_pass_grid(plan, tokens)](

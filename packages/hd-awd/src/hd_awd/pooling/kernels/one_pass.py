@@ -26,11 +26,16 @@ def forward(tokens, queries, bias, mask, pooled, lse, scores, count, tokens_per_
     base = tokens + batch * tokens_b
 
     query = tl.arange(0, QUERIES)[None, :, None]
+    # A query's mean has no effect on a normalised token but for rounding, which grows with it.
     q_head = load(queries, query, query < COUNT, WIDTH, 1, 0, HEAD, WIDTH, HEAD > WIDTH, THREADS)
+    q_mean = tl.sum(q_head, axis=2)
     z_head = tl.zeros([QUERIES, HEAD], tl.float32)
     if TAIL > 0:
         q_tail = load(queries, query, query < COUNT, WIDTH, 1, HEAD, TAIL, WIDTH, HEAD + TAIL > WIDTH, THREADS)
+        q_mean += tl.sum(q_tail, axis=2)
+        q_tail -= (q_mean / WIDTH)[:, :, None]
         z_tail = tl.zeros([QUERIES, TAIL], tl.float32)
+    q_head -= (q_mean / WIDTH)[:, :, None]
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
 
@@ -63,9 +68,10 @@ def forward(tokens, queries, bias, mask, pooled, lse, scores, count, tokens_per_
         share = tl.exp(score - shift[None, :])
         total = total * decay + tl.sum(share, axis=0)
         share *= inverse
-        z_head = z_head * decay[:, None] + tl.sum(share[:, :, None] * head, axis=0)
+        # The tail first: in the other order ptxas 12.9 spills for sm_100.
         if TAIL > 0:
             z_tail = z_tail * decay[:, None] + tl.sum(share[:, :, None] * tail, axis=0)
+        z_head = z_head * decay[:, None] + tl.sum(share[:, :, None] * head, axis=0)
         top = largest
 
     index = batch * tl.num_programs(1) + split

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 STAGES = {32: 3, 64: 2}  # tiles in flight by lanes of a warp; each waits in shared memory, on AMD in registers
 TILE_BYTES = 64 * 1024  # of shared memory, all stages: at least one program of any target, three of a data-centre GPU's
-REGISTERS = {"forward": 236, "backward": 210}  # of 255 a thread, by the counts below
-REGISTERS_16_WARPS = {"forward": 128, "backward": 140}  # 65,536 over 512 threads leave 128; counts run high there
-REGISTERS_64_LANES, BLOCK_N_64_LANES = 190, 4  # AMD's compiler keeps more partial sums alive
+REGISTERS = {"forward": 236, "backward": 209.8}  # of 255 a thread, by the counts below
+REGISTERS_16_WARPS = {"forward": 128, "backward": 130}  # 65,536 over 512 threads leave 128; counts run high there
+REGISTERS_64_LANES, BLOCK_N_64_LANES = 175, 4  # AMD's compiler keeps more partial sums alive
+UNEVEN = 1.05  # rows of no multiple of 16 channels cost registers for addresses
 SPLIT_TOKENS = 32  # the least that is worth a program
 TWO_PASS = {"block_c": 256, "project_n": 32, "project_c": 64, "warps": 4}
 
@@ -93,8 +94,8 @@ def _one_pass_tile(
         # On 64 lanes the compiler gives head and tail different layouts and moves tiles between them: no tail there.
         head, tail = _row(width, lanes * warps) if lanes == 32 else (max(lanes * warps, power_of_two(width)), 0)
         for block_n in (16, 8, 4, 2, 1):
-            if _fits(direction, block_n, (head + tail) // (lanes * warps), amount, warps, lanes) and (
-                block_n == 1 or STAGES[lanes] * block_n * width * itemsize <= TILE_BYTES
+            if _fits(direction, block_n, width, (head + tail) // (lanes * warps), amount, warps, lanes) and (
+                block_n == 1 or STAGES[lanes] * block_n * (head + tail) * itemsize <= TILE_BYTES
             ):
                 if best is None or block_n > best[1]:
                     best = (warps, block_n, head, tail)
@@ -105,10 +106,11 @@ def _one_pass_tile(
 
 
 def _warps(width: int, itemsize: int, lanes: int) -> list[int]:
-    """Warps to try: first so many that each thread reads 16 bytes of the head, then twice and four times as many."""
+    """Warps to try: first so many that each thread reads 16 bytes of the row, then two, four and eight times those."""
     head = max(lanes, 1 << (width.bit_length() - 1))
     first = min(8, max(1, head * itemsize // (16 * lanes)))
-    return [warps for warps in (first, 2 * first, 4 * first) if lanes * warps <= min(512, max(lanes, head))]
+    most = min(512, max(lanes, power_of_two(width))) // lanes
+    return [warps for warps in (first, 2 * first, 4 * first, 8 * first) if warps <= most]
 
 
 def _row(width: int, threads: int) -> tuple[int, int]:
@@ -121,13 +123,14 @@ def _row(width: int, threads: int) -> tuple[int, int]:
     return (head, tail) if tail < head else (whole, 0)
 
 
-def _fits(direction: str, block_n: int, channels: int, amount: int, warps: int, lanes: int) -> bool:
+def _fits(direction: str, block_n: int, width: int, channels: int, amount: int, warps: int, lanes: int) -> bool:
     """Whether a thread with so many channels of a row has the registers; the coefficients were fitted to ptxas."""
     queries = power_of_two(amount)
     if direction == "forward":
-        needed = 2.0 * queries * channels + block_n * channels + 2 * block_n * queries + 32
+        needed = 2.1 * queries * channels + block_n * channels + 2 * block_n * queries + 32
     else:
         needed = 3.9 * queries * channels + 2 * block_n * channels + 3 * block_n * queries + 20
+    needed *= 1 if width % 16 == 0 else UNEVEN
     if lanes == 64:
         return needed <= REGISTERS_64_LANES and block_n <= BLOCK_N_64_LANES
     limit = REGISTERS_16_WARPS if warps >= 16 else REGISTERS

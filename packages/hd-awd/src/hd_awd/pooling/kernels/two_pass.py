@@ -10,6 +10,8 @@ import triton.language as tl
 
 from hd_awd.pooling.kernels.parts import load, load_scores, store, store_scores, subtract
 
+FIRST = tl.constexpr(16)  # channels that are read once more, for an estimate of a token's mean
+
 
 @triton.jit
 def project(tokens, vectors, products, mean, inverse, count, eps, tokens_b, tokens_n, tokens_c, vectors_b,
@@ -17,15 +19,16 @@ def project(tokens, vectors, products, mean, inverse, count, eps, tokens_b, toke
             BLOCK_C: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Program (b, block of tokens): v_m . LN(h_n) into ``products`` (B, M, N), mean and 1/sigma (B, N) of each token.
 
-    ``vectors`` (B, M, C) float32, its batch stride may be 0. Sums are taken of h less the mean of its first channels,
-    so that a large common offset of a token cancels before it can cost digits.
+    ``vectors`` (B, M, C) float32, centred over channels but for rounding, its batch stride may be 0. Sums are taken of
+    h less the mean of its first channels, so that a large common offset of a token cancels before it can cost digits.
     """
     batch, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_N
     rows, columns, query = start + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_C), tl.arange(0, QUERIES)
     base, v = tokens + batch * tokens_b + rows[:, None] * tokens_n, vectors + batch * vectors_b + query[None, :] * WIDTH
-    inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
-    first = tl.load(base + columns[None, :] * tokens_c, mask=inside, other=0.0)
-    shift = tl.sum(first.to(tl.float32), axis=1) / min(BLOCK_C, WIDTH)
+    first = tl.arange(0, FIRST)[None, :]
+    inside = (rows < count)[:, None] & (first < WIDTH)
+    first = tl.load(base + first * tokens_c, mask=inside, other=0.0)
+    shift = tl.sum(first.to(tl.float32), axis=1) / min(FIRST, WIDTH)
     total = tl.zeros([BLOCK_N], tl.float32)
     square = tl.zeros([BLOCK_N], tl.float32)
     product = tl.zeros([BLOCK_N, QUERIES], tl.float32)
