@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import hd_zoo
 
@@ -29,16 +30,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the network, in JSON")
     options = parser.parse_args(arguments)
     try:
-        overrides = {name: json.loads(value) for name, value in (one.split("=", 1) for one in options.set)}
+        overrides = dict(setting(one) for one in options.set)
         field = hd_zoo.load_published(options.checkpoint, options.name, averaged=not options.current, **overrides)
-    except (ValueError, FileNotFoundError) as error:
+        metadata = {"source": options.checkpoint.name, "name": options.name}
+        hd_zoo.save_pretrained(field, options.folder, metadata=metadata)
+    except (ValueError, OSError) as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)
         return 1
     cost = hd_zoo.model_cost(field)
-    hd_zoo.save_pretrained(field, options.folder, metadata={"source": options.checkpoint.name, "name": options.name})
     size = f"{cost.parameters:,} parameters, {cost.multiply_adds / 1e9:.2f} G multiply-adds"
     print(f"{options.folder}: {options.name}, {size}")
     return 0
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """A name and a value in JSON, out of "name=value"."""
+    name, found, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        problem = f"{value!r} is not JSON" if found else "there is no '='"
+        raise ValueError(f"--set takes NAME=VALUE with a value in JSON; got {text!r}: {problem}") from error
 
 
 if __name__ == "__main__":

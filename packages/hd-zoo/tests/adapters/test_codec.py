@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,39 @@ def test_given_scale_and_shift_come_first(make_kl: Any) -> None:
     torch.testing.assert_close(AutoencoderCodec(autoencoder, scale=2.0, shift=0.0).encode(images), 2 * z)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_of_every_channel(make_kl: Any, dtype: torch.dtype) -> None:
+    """As diffusers' own pipelines take them: latents of mean 0 and of spread 1, times scaling_factor."""
+    mean, std = [0.5, -1.0, 0.25, 2.0], [2.0, 0.5, 1.5, 3.0]
+    autoencoder = make_kl(scaling_factor=0.4, latents_mean=mean, latents_std=std).to(dtype)
+    codec, images = AutoencoderCodec(autoencoder), torch.randn(2, 3, 16, 16).to(dtype)
+    z = autoencoder.encode(images).latent_dist.mean
+    latents = codec.encode(images)
+    assert latents.dtype == dtype
+    by_channel = [(z[:, c] - mean[c]) / std[c] * 0.4 for c in range(4)]
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(latents, torch.stack(by_channel, dim=1), atol=tolerance, rtol=tolerance)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(codec.decode(latents), autoencoder.decode(z).sample, atol=tolerance, rtol=tolerance)
+    scaled = AutoencoderCodec(autoencoder, scale=std, shift=0.0).encode(images)
+    torch.testing.assert_close(scaled, (z.float() * torch.tensor(std)[:, None, None]).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": float("inf")}, "scale must be a finite number, or 4, one per latent channel; got inf"),
+        ({"scale": [1.0, 2.0]}, "scale must be a finite number, or 4, one per latent channel; got [1.0, 2.0]"),
+        ({"shift": float("nan")}, "shift must be a finite number, or 4, one per latent channel; got nan"),
+        ({"scale": [1.0, 1.0, -1.0, 1.0]}, "scale must be > 0; got [1.0, 1.0, -1.0, 1.0]"),
+    ],
+    ids=str,
+)
+def test_impossible_scales(make_kl: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        AutoencoderCodec(make_kl(), **options)
+
+
 @pytest.mark.parametrize("kind", ["kl", "dc"])
 def test_gradients_reach_images_and_latents_but_not_the_weights(kind: str, make_kl: Any, make_dc: Any) -> None:
     codec = AutoencoderCodec((make_kl if kind == "kl" else make_dc)().train())
@@ -91,7 +125,7 @@ def test_deep_compression_from_a_folder_in_half_precision(make_dc: Any, tmp_path
     autoencoder.save_pretrained(tmp_path / "vae")
     codec = load_codec(tmp_path, kind="AutoencoderDC", dtype=torch.bfloat16, subfolder="vae")
     assert {parameter.dtype for parameter in codec.parameters()} == {torch.bfloat16}
-    assert codec.scale == 0.41
+    assert codec.scale == (0.41,)
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     latents = codec.encode(images.bfloat16())
     assert latents.dtype == codec.decode(latents).dtype == torch.bfloat16

@@ -56,6 +56,14 @@ def test_the_default_epsilon_is_close(make_dit: Any) -> None:
     check_equal(make_dit(norm_eps=1e-5), torch.float32, 1e-4)
 
 
+def test_one_time_per_sample(make_dit: Any) -> None:
+    network, x = DiTNoise(make_dit()), torch.randn(3, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"t must have shape \(3,\); got \(\)"):
+        network(x, torch.tensor(0.5))
+    with pytest.raises(ValueError, match=r"r must have shape \(3,\); got \(2,\)"):
+        network(x, torch.rand(3), torch.rand(2))
+
+
 def test_no_label_is_the_null_class(make_dit: Any) -> None:
     network = DiTNoise(make_dit())
     x, t, _ = batch(torch.float32)
@@ -151,7 +159,11 @@ def test_what_does_not_convert_is_named(make_dit: Any) -> None:
         ({"activation_fn": "gelu"}, "gelu-approximate"),
         ({"attention_bias": False}, "attention_bias"),
         ({"norm_elementwise_affine": True}, "affine"),
+        ({"norm_eps": 1e-2}, "norm_eps must be at most 1e-5 to convert; got 0.01"),
+        ({"out_channels": 6}, "out_channels must be in_channels or twice as many to convert; got 6"),
+        ({"num_embeds_ada_norm": 0}, "num_embeds_ada_norm must be >= 1 to convert; got 0"),
     ],
+    ids=str,
 )
 def test_settings_that_do_not_convert_are_named(make_dit: Any, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,36 @@ def test_a_distilled_models_guidance(make_sana: Any) -> None:
     assert (teacher(**given, guidance=2 * guidance) - expected).abs().max() > 1e-4
     student = to_sana_student(teacher)
     torch.testing.assert_close(student(**given, r=given["t"] / 3, guidance=guidance), expected)
+
+
+@pytest.mark.parametrize(
+    ("takes", "guidance", "message"),
+    [
+        (True, None, "guidance must be of shape (3,); got None"),
+        (True, torch.ones(2), "guidance must be of shape (3,); got (2,)"),
+        (False, torch.ones(3), "guidance must be None, as the model has no guidance_embeds; got (3,)"),
+    ],
+    ids=["missing", "another batch", "superfluous"],
+)
+@pytest.mark.parametrize("student", [False, True])
+def test_guidance_as_the_model_wants_it(
+    make_sana: Any, takes: bool, guidance: Any, message: str, student: bool
+) -> None:
+    field = SanaField(make_sana(guidance_embeds=takes))
+    field = to_sana_student(field) if student else field
+    with pytest.raises(ValueError, match=re.escape(message)):
+        field(**batch(), guidance=guidance)
+
+
+def test_an_output_that_is_no_velocity_is_refused(make_sana: Any) -> None:
+    with pytest.raises(ValueError, match="out_channels must be 4; got 8"):
+        SanaField(make_sana(out_channels=8))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_student_is_in_its_teachers_mode(make_sana: Any, training: bool) -> None:
+    student = to_sana_student(SanaField(make_sana()).train(training))
+    assert all(module.training == training for module in student.modules())
 
 
 @pytest.mark.parametrize("settings", [{}, {"patch_size": 2}, {"timestep_scale": 0.001}])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -37,30 +39,62 @@ class AutoencoderCodec(nn.Module):
 
     Args:
         autoencoder: the network.
-        scale, shift: None takes ``scaling_factor`` and ``shift_factor`` of its configuration (0 without the latter).
+        scale, shift: a number, or one for every latent channel. None takes them from the configuration: scale =
+            ``scaling_factor`` / ``latents_std``, shift = ``latents_mean``, or ``shift_factor``, or 0, as far as they
+            are there.
+
+    Raises:
+        ValueError: for a scale that is not finite and > 0, a shift that is not finite, or another number of channels.
     """
 
     autoencoder: Any
 
-    def __init__(self, autoencoder: nn.Module, scale: float | None = None, shift: float | None = None) -> None:
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        scale: float | Sequence[float] | None = None,
+        shift: float | Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         config = self.autoencoder.config
-        self.scale = float(config.scaling_factor if scale is None else scale)
-        self.shift = float((getattr(config, "shift_factor", None) or 0.0) if shift is None else shift)
-        if not self.scale > 0:
-            raise ValueError(f"scale must be > 0; got {self.scale}")
+        if scale is None:
+            spread = getattr(config, "latents_std", None)
+            scale = config.scaling_factor if spread is None else [config.scaling_factor / one for one in spread]
+        if shift is None:
+            mean = getattr(config, "latents_mean", None)
+            shift = (getattr(config, "shift_factor", None) or 0.0) if mean is None else mean
+        self.scale, self.shift = _per_channel("scale", scale, config), _per_channel("shift", shift, config)
+        if not all(one > 0 for one in self.scale):
+            raise ValueError(f"scale must be > 0; got {scale}")
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, c, h, w)."""
         encoded = self.autoencoder.encode(images)
         z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        return (z - self.shift) * self.scale
+        latents: Tensor = (z - _along_channels(self.shift, z)) * _along_channels(self.scale, z)
+        return latents.to(z.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, c, h, w) -> (B, 3, H, W), about [-1, 1]."""
-        images: Tensor = self.autoencoder.decode(latents / self.scale + self.shift).sample
+        z = latents / _along_channels(self.scale, latents) + _along_channels(self.shift, latents)
+        images: Tensor = self.autoencoder.decode(z.to(latents.dtype)).sample
         return images
+
+
+def _per_channel(name: str, value: float | Sequence[float], config: Any) -> tuple[float, ...]:
+    """One number, or one per latent channel, as a tuple."""
+    numbers = tuple(float(one) for one in ([value] if isinstance(value, (int, float)) else value))
+    channels = config.latent_channels
+    if len(numbers) not in (1, channels) or not all(math.isfinite(one) for one in numbers):
+        raise ValueError(f"{name} must be a finite number, or {channels}, one per latent channel; got {value}")
+    return numbers
+
+
+def _along_channels(numbers: tuple[float, ...], z: Tensor) -> float | Tensor:
+    """For arithmetic with z (B, c, h, w), in float32 or better."""
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    return numbers[0] if len(numbers) == 1 else z.new_tensor(numbers, dtype=dtype)[:, None, None]
 
 
 def load_codec(

@@ -22,13 +22,24 @@ class SanaField(nn.Module):
     (:func:`to_sana_student`).
 
     Args of the call: x (B, C, h, w) latents; t and r (B,); prompt (B, L, E) embeddings of the text; prompt_mask
-    (B, L), 1 for tokens that count; guidance (B,), for models distilled to take a scale.
+    (B, L), 1 for tokens that count; guidance (B,), for models distilled to take a scale (``guidance_embeds``), and for
+    those alone.
+
+    Raises:
+        ValueError: for a model whose output is no velocity; in a call for times or guidance of another shape, for
+            guidance that is missing or that the model does not take.
     """
 
     model: Any
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        config: Any = model.config
+        if config.out_channels not in (None, config.in_channels):
+            raise ValueError(
+                f"a velocity has its latents' channels: out_channels must be {config.in_channels}; "
+                f"got {config.out_channels}"
+            )
         self.model = model
 
     @property
@@ -52,6 +63,10 @@ class SanaField(nn.Module):
         times = scale * t
         if self.interval is not None:
             times = torch.stack([times, torch.zeros_like(times) if r is None else scale * (t - r)], dim=1)
+        takes_guidance = bool(config.guidance_embeds)
+        if (guidance is not None) != takes_guidance or (guidance is not None and guidance.shape != x.shape[:1]):
+            accepted = f"of shape ({x.shape[0]},)" if takes_guidance else "None, as the model has no guidance_embeds"
+            raise ValueError(f"guidance must be {accepted}; got {None if guidance is None else tuple(guidance.shape)}")
         if guidance is not None:
             guidance = guidance * config.guidance_embeds_scale
         out: Tensor = self.model(
@@ -111,7 +126,7 @@ def to_sana_student(teacher: SanaField) -> SanaField:
         model = student.model
         weight = next(model.parameters())
         embedding = _TwoTimeEmbedding(model.time_embed, model.proj_out.in_features)
-        model.time_embed = embedding.to(weight.device, weight.dtype)
+        model.time_embed = embedding.to(weight.device, weight.dtype).train(model.training)
     return student.requires_grad_(True)
 
 
