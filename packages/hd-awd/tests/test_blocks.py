@@ -170,11 +170,36 @@ def test_operators_pass_pytorchs_checks(extras: bool) -> None:
     bias, mask = (torch.randn(4, 3, 7), torch.rand(4, 7) < 0.7) if extras else (None, None)
     arguments = (tokens, queries, bias, mask, 1e-6, extras, False)
     torch.library.opcheck(autograd.pool_op, arguments)
+    trained = [one.clone().requires_grad_() for one in (tokens, queries)]
+    torch.library.opcheck(autograd.pool_op, (*trained, *arguments[2:]))
+    assert [one.requires_grad for one in autograd.pool_op(*trained, *arguments[2:])[:2]] == [True, False]
     pooled, lse, weights = autograd.pool_op(*arguments)
     grads = (torch.randn_like(pooled), torch.randn_like(weights) if extras else None)
     torch.library.opcheck(
         autograd.pool_backward_op, (*grads, tokens, queries, bias, mask, lse, pooled.sum(-1), 1e-6, extras, False)
     )
+
+
+def test_second_derivatives_under_autocast() -> None:
+    """Autocast would take the products in 16 bits."""
+    tokens, queries = (one.detach().float().requires_grad_() for one in inputs(width=32))
+
+    def second() -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(attention_pool(tokens, queries).square().sum(), tokens, create_graph=True)[0]
+        return torch.autograd.grad(first.square().sum(), (tokens, queries))
+
+    expected = second()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for one, two in zip(second(), expected, strict=True):
+            torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_gradients_have_their_inputs_dtypes(dtype: torch.dtype) -> None:
+    tokens, queries = torch.randn(2, 5, 8, requires_grad=True), torch.randn(3, 8).to(dtype).requires_grad_()
+    bias = torch.randn(3, 5).to(dtype).requires_grad_()
+    grads = torch.autograd.grad(attention_pool(tokens, queries, bias).square().sum(), (tokens, queries, bias))
+    assert [one.dtype for one in grads] == [torch.float32, dtype, dtype]
 
 
 def test_third_derivatives_are_exact() -> None:
@@ -209,3 +234,19 @@ def test_forward_mode_and_transforms_are_exact() -> None:
     torch.testing.assert_close(apart, pool(tokens), atol=1e-12, rtol=1e-12)
     jacobian = torch.func.jacrev(pool)(tokens[:1])
     torch.testing.assert_close(torch.einsum("amcbnd,bnd->amc", jacobian, way[:1]), tangent[:1], atol=1e-10, rtol=1e-9)
+
+
+def test_a_compiler_sees_plain_operations() -> None:
+    """Which it can fuse; an operator of our own would be opaque to it."""
+    names: list[str] = []
+
+    def note(graph: Any, example: Any) -> Any:
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compiler.reset()
+    tokens, queries = (one.detach() for one in inputs())
+    found = torch.compile(lambda x: attention_pool(x, queries), backend=note, fullgraph=True)(tokens)
+    torch.testing.assert_close(found, attention_pool(tokens, queries))
+    assert any("softmax" in name for name in names)
+    assert not any("hd_awd" in name for name in names)

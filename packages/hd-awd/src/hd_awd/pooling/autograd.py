@@ -144,7 +144,7 @@ def _backward(ctx: Any, grad_pooled: Tensor | None, _: Tensor | None, grad_weigh
     grads = pool_backward_op(
         grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, ctx.eps, want_bias, ctx.triton
     )
-    return grads[0], grads[1].to(queries.dtype), grads[2].to(bias.dtype) if want_bias else None, *[None] * 4
+    return *grads[:2], grads[2] if want_bias else None, *[None] * 4  # autograd casts them to their inputs' dtypes
 
 
 pool_op.register_autograd(_backward, setup_context=_keep)

@@ -70,7 +70,6 @@ def pool_backward(
     grad_tokens = torch.empty_like(tokens)
     grad_queries = dz.new_zeros(queries.shape)
     grad_scores = dz.new_empty((len(tokens), amount, tokens.shape[1]) if want_bias else (0,))
-    exact = grad_tokens.dtype == dz.dtype and grad_tokens.is_contiguous()
     with torch.autocast(tokens.device.type, enabled=False):
         for block, centred in _blocks(tokens, dz.dtype):
             inverse = _centre(tokens[block], centred, eps)
@@ -84,7 +83,7 @@ def pool_backward(
             along = (a * g + ds * score).sum(dim=1)[..., None] * inverse.square() / -width
             pulls = torch.cat([a, ds], dim=1) * scale
             grad_queries += torch.bmm(pulls[:, amount:], centred).sum(dim=0)
-            if exact:
+            if grad_tokens.dtype == dz.dtype:
                 gradient = torch.bmm(pulls.transpose(1, 2), vectors, out=grad_tokens[block])
                 gradient.addcmul_(centred, along)
             else:
