@@ -156,3 +156,10 @@ def test_the_same_inputs_give_the_same_plan() -> None:
         assert hash(first) == hash(second)
     with pytest.raises(FrozenInstanceError):
         first.splits = 2
+
+
+def test_an_uneven_row_leaves_registers_for_its_addresses() -> None:
+    """72 channels take the same row of registers as 80, and a smaller tile."""
+    uneven, even = (make_plan("forward", 4, 256, width, 4, 2) for width in (72, 80))
+    assert (uneven.warps, uneven.head, uneven.tail) == (even.warps, even.head, even.tail)
+    assert uneven.block_n < even.block_n
