@@ -292,6 +292,41 @@ def test_compiles_to_one_graph(name: str, interval: str | None, small: Callable[
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("name", [*DITS, *LIGHTNING])
+def test_every_entry_at_its_size_without_data(name: str) -> None:
+    """Forward, backward, JVP and 16 bits of the two-time student: shapes and dtypes of everything."""
+    network = create_model(name, interval="added", device="meta")
+    x, labels = torch.empty(2, *network.sample_shape, device="meta"), torch.empty(2, dtype=torch.long, device="meta")
+    t = torch.empty(2, device="meta")
+    out = network(x, t, t, labels=labels)
+    out.sum().backward()
+    assert out.shape == x.shape
+    assert all(one.grad is not None and one.grad.shape == one.shape for one in network.parameters())
+    value, slope = torch.func.jvp(lambda *at: network(*at, labels=labels), (x, t, t), (x, t, t))
+    assert value.shape == slope.shape == x.shape
+    with torch.no_grad():
+        half = network.bfloat16()(x.bfloat16(), t, t, labels=labels)
+    assert (half.shape, half.dtype) == (x.shape, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", [*DITS, *LIGHTNING])
+def test_every_entry_in_small(name: str, randomised: Callable[..., nn.Module], tmp_path: Path) -> None:
+    """Its own patch and family, a few channels: one graph, r = t where r is left out, and the same from a file."""
+    patch = int(name.rsplit("_", 1)[1])
+    sizes = {"image_size": 4 * patch, "width": 32, "depth": 1, "heads": 2, "classes": 3, "frequencies": 16}
+    network = randomised(create_model(name, interval="added", **sizes), std=0.05).eval()
+    x, t, r = torch.randn(2, *network.sample_shape), torch.tensor([0.4, 0.9]), torch.tensor([0.1, 0.9])
+    labels = torch.tensor([1, 3])
+    with torch.no_grad():
+        expected = network(x, t, r, labels=labels)
+        torch.testing.assert_close(network(x, t, labels=labels), network(x, t, t, labels=labels))
+        assert not torch.allclose(expected[0], network(x, t, labels=labels)[0])
+        torch.compiler.reset()
+        found = torch.compile(network, backend="eager", fullgraph=True)(x, t, r, labels=labels)
+        torch.testing.assert_close(found, expected)
+        assert torch.equal(from_pretrained(save_pretrained(network, tmp_path))(x, t, r, labels=labels), expected)
+
+
 @every_family
 def test_reversed_time_is_a_matter_of_the_clock_and_the_sign(name: str, small: Callable[..., Any], batch: Any) -> None:
     """The same weights with and without the setting: v(x, t, r) = -w(x, 1 - t, 1 - r)."""
