@@ -9,7 +9,8 @@ before anything is timed, outputs and gradients of all but "mean" and "copy" are
 "forward" is without a graph, "forward+backward" has the gradients of tokens and parameters. "copy" copies the tokens
 into a buffer that exists already, in both passes; "op" is attention_pool alone, without projections. Peak memory is
 what forward+backward allocates beyond its inputs and parameters: activations, workspace, and the gradients of tokens
-and parameters, which no way can do without. Its ratio is of what lies beyond those gradients.
+and parameters, which no way can do without. Its ratio is of what lies beyond those gradients; workspace
+that is freed before the last of them is allocated does not show in it.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def checkpoint(network: torch.nn.Module, tmp_path: Path) -> Path:
 
 
 def settings() -> list[str]:
-    return ["--set", *(f"{name}={value}" for name, value in SMALL.items())]
+    """One option each: they add up."""
+    return [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
 
 
 def test_a_checkpoint_becomes_a_folder(network: torch.nn.Module, checkpoint: Path, tmp_path: Path) -> None:
@@ -82,6 +83,7 @@ def test_a_checkpoint_becomes_a_folder(network: torch.nn.Module, checkpoint: Pat
         ("sit_s_2", ["--set", "width"], "--set takes NAME=VALUE with a value in JSON; got 'width': there is no '='"),
         ("sit_s_2", ["--set", "width=wide"], "got 'width=wide': 'wide' is not JSON"),
         ("sit_s_2", ["--set", "breadth=3"], "breadth"),
+        ("sit_s_2", ["--set", "averaged=true"], "averaged"),
         ("sit_huge", [], "sit_huge"),
         ("mlp_2d", [], "name must be sit_*, dit_* or lightningdit_*; got 'mlp_2d'"),
     ],

@@ -27,14 +27,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help=".pt, .pth, .ckpt or .safetensors")
     parser.add_argument("folder", type=Path, help="where to write config.json and the weights")
     parser.add_argument("--current", action="store_true", help="take the current weights, not their moving average")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the network, in JSON")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the network, in JSON"
+    )
     options = parser.parse_args(arguments)
     try:
         overrides = dict(setting(one) for one in options.set)
         field = hd_zoo.load_published(options.checkpoint, options.name, averaged=not options.current, **overrides)
         metadata = {"source": options.checkpoint.name, "name": options.name}
         hd_zoo.save_pretrained(field, options.folder, metadata=metadata)
-    except (ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError) as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)
         return 1
     cost = hd_zoo.model_cost(field)

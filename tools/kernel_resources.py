@@ -222,9 +222,10 @@ def main() -> int:
         for done, row in enumerate(pool.imap(compile_kernel, jobs.values()), 1):
             text = {name: str(row[name]) for name in COLUMNS}
             key = tuple(text[name] for name in KEY)
-            # Variants that differ in nothing but the divisibility of a stride share a row: the worse one.
-            if key not in rows or int(text["registers"]) > int(rows[key]["registers"]):
-                rows[key] = text
+            # Variants that differ in nothing but the divisibility of a stride share a row: the worst of every figure.
+            for name in COLUMNS[len(KEY) :] if key in rows else ():
+                text[name] = str(max(int(text[name]), int(rows[key][name])))
+            rows[key] = text
             if done % 25 == 0:
                 print(f"  {done} of {len(jobs)}", flush=True)
     table = [rows[key] for key in sorted(rows)]

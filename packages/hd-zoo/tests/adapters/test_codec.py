@@ -95,6 +95,12 @@ def test_impossible_scales(make_kl: Any, options: dict[str, Any], message: str) 
         AutoencoderCodec(make_kl(), **options)
 
 
+def test_a_spread_of_zero_and_numbers_of_other_kinds(make_kl: Any) -> None:
+    with pytest.raises(ValueError, match="latents_std of the configuration must be > 0"):
+        AutoencoderCodec(make_kl(latents_mean=[0.0] * 4, latents_std=[1.0, 0.0, 1.0, 1.0]))
+    assert AutoencoderCodec(make_kl(), scale=torch.tensor(0.5)).scale == (0.5,)
+
+
 @pytest.mark.parametrize("kind", ["kl", "dc"])
 def test_gradients_reach_images_and_latents_but_not_the_weights(kind: str, make_kl: Any, make_dc: Any) -> None:
     codec = AutoencoderCodec((make_kl if kind == "kl" else make_dc)().train())

@@ -77,9 +77,10 @@ def test_a_distilled_models_guidance(make_sana: Any) -> None:
     [
         (True, None, "guidance must be of shape (3,); got None"),
         (True, torch.ones(2), "guidance must be of shape (3,); got (2,)"),
+        (True, 4.5, "guidance must be of shape (3,); got ('float',)"),
         (False, torch.ones(3), "guidance must be None, as the model has no guidance_embeds; got (3,)"),
     ],
-    ids=["missing", "another batch", "superfluous"],
+    ids=["missing", "another batch", "a number", "superfluous"],
 )
 @pytest.mark.parametrize("student", [False, True])
 def test_guidance_as_the_model_wants_it(

@@ -60,6 +60,8 @@ class AutoencoderCodec(nn.Module):
         config = self.autoencoder.config
         if scale is None:
             spread = getattr(config, "latents_std", None)
+            if spread is not None and not all(one > 0 for one in spread):
+                raise ValueError(f"latents_std of the configuration must be > 0; got {spread}")
             scale = config.scaling_factor if spread is None else [config.scaling_factor / one for one in spread]
         if shift is None:
             mean = getattr(config, "latents_mean", None)
@@ -84,7 +86,7 @@ class AutoencoderCodec(nn.Module):
 
 def _per_channel(name: str, value: float | Sequence[float], config: Any) -> tuple[float, ...]:
     """One number, or one per latent channel, as a tuple."""
-    numbers = tuple(float(one) for one in ([value] if isinstance(value, (int, float)) else value))
+    numbers = tuple(torch.as_tensor(value, dtype=torch.float64).flatten().tolist())
     channels = config.latent_channels
     if len(numbers) not in (1, channels) or not all(math.isfinite(one) for one in numbers):
         raise ValueError(f"{name} must be a finite number, or {channels}, one per latent channel; got {value}")
@@ -92,7 +94,7 @@ def _per_channel(name: str, value: float | Sequence[float], config: Any) -> tupl
 
 
 def _along_channels(numbers: tuple[float, ...], z: Tensor) -> float | Tensor:
-    """For arithmetic with z (B, c, h, w), in float32 or better."""
+    """For arithmetic with z (B, c, h, w): a plain number, or numbers per channel in float32 or better."""
     dtype = torch.promote_types(z.dtype, torch.float32)
     return numbers[0] if len(numbers) == 1 else z.new_tensor(numbers, dtype=dtype)[:, None, None]
 

@@ -64,9 +64,10 @@ class SanaField(nn.Module):
         if self.interval is not None:
             times = torch.stack([times, torch.zeros_like(times) if r is None else scale * (t - r)], dim=1)
         takes_guidance = bool(config.guidance_embeds)
-        if (guidance is not None) != takes_guidance or (guidance is not None and guidance.shape != x.shape[:1]):
+        shape = None if guidance is None else tuple(getattr(guidance, "shape", (type(guidance).__name__,)))
+        if shape != (x.shape[:1] if takes_guidance else None):
             accepted = f"of shape ({x.shape[0]},)" if takes_guidance else "None, as the model has no guidance_embeds"
-            raise ValueError(f"guidance must be {accepted}; got {None if guidance is None else tuple(guidance.shape)}")
+            raise ValueError(f"guidance must be {accepted}; got {shape}")
         if guidance is not None:
             guidance = guidance * config.guidance_embeds_scale
         out: Tensor = self.model(

@@ -18,6 +18,7 @@ TILE_BYTES = 64 * 1024  # of shared memory, all stages: at least one program of 
 REGISTERS = {"forward": 236, "backward": 209.8}  # of 255 a thread, by the counts below
 REGISTERS_16_WARPS = {"forward": 128, "backward": 130}  # 65,536 over 512 threads leave 128; counts run high there
 REGISTERS_64_LANES, BLOCK_N_64_LANES = 175, 4  # AMD's compiler keeps more partial sums alive
+TILE_REGISTERS = 64  # of a thread, for a forward tile of several tokens: beyond it ptxas trades a spill for occupancy
 UNEVEN = 1.05  # rows of no multiple of 16 channels cost registers for addresses
 SPLIT_TOKENS = 32  # the least that is worth a program
 TWO_PASS = {"block_c": 256, "project_n": 32, "project_c": 64, "warps": 4}
@@ -127,6 +128,8 @@ def _fits(direction: str, block_n: int, width: int, channels: int, amount: int, 
     """Whether a thread with so many channels of a row has the registers; the coefficients were fitted to ptxas."""
     queries = power_of_two(amount)
     if direction == "forward":
+        if block_n * channels > TILE_REGISTERS and block_n > 1:
+            return False
         needed = 2.1 * queries * channels + block_n * channels + 2 * block_n * queries + 32
     else:
         needed = 3.9 * queries * channels + 2 * block_n * channels + 3 * block_n * queries + 20
