@@ -95,8 +95,8 @@ def _one_pass_tile(
         # On 64 lanes the compiler gives head and tail different layouts and moves tiles between them: no tail there.
         head, tail = _row(width, lanes * warps) if lanes == 32 else (max(lanes * warps, power_of_two(width)), 0)
         for block_n in (16, 8, 4, 2, 1):
-            if _fits(direction, block_n, width, (head + tail) // (lanes * warps), amount, warps, lanes) and (
-                block_n == 1 or STAGES[lanes] * block_n * (head + tail) * itemsize <= TILE_BYTES
+            if STAGES[lanes] * block_n * (head + tail) * itemsize <= TILE_BYTES and _fits(
+                direction, block_n, width, (head + tail) // (lanes * warps), amount, warps, lanes
             ):
                 if best is None or block_n > best[1]:
                     best = (warps, block_n, head, tail)
