@@ -106,7 +106,7 @@ def run(
     dz = torch.zeros(len(tokens), *queries.shape)
     wanted = bias is not None
     launch.pool_forward(tokens, queries, bias, mask, 1e-6, wanted)
-    launch.pool_backward(dz, grad_weights, tokens, queries, bias, mask, lse, lse, 1e-6, wanted)
+    launch.pool_backward(dz, grad_weights, tokens, queries, bias, mask, lse, lse, 1e-6, True, wanted)
 
 
 def compile_kernel(job: tuple[str, str, dict[str, Any], dict[str, str], dict[str, Any]]) -> dict[str, object]:

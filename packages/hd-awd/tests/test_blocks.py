@@ -62,6 +62,55 @@ def test_one_input_alone_may_want_a_gradient(index: int, naive: Callable[..., An
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-9)
 
 
+def test_a_gradient_that_nobody_wants_is_not_computed() -> None:
+    """A discriminator's own step: features come from a frozen network, only the queries learn."""
+    tokens, queries = (one.detach().float() for one in inputs(12, 16, 32))
+    pooled, lse, _ = blocks.pool_forward(tokens, queries, None, None, 1e-6, False)
+    given = (pooled, None, tokens, queries, None, None, lse, pooled.square().sum(-1), 1e-6)
+    every = blocks.pool_backward(*given, True, True)
+    none, queries_alone, no_scores = blocks.pool_backward(*given, False, False)
+    assert (none.numel(), no_scores.numel(), none.dtype) == (0, 0, tokens.dtype)
+    assert torch.equal(queries_alone, every[1])
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)])
+def test_second_derivatives_of_some_inputs(wanted: tuple[int, ...]) -> None:
+    """Of each first derivative that was taken, in each input that wants one."""
+    tokens, queries = inputs()
+    arguments = [tokens.detach(), queries.detach(), torch.randn(3, 7, dtype=torch.float64)]
+    leaves = [arguments[index].requires_grad_() for index in wanted]
+
+    def second(pool: Any) -> tuple[Tensor, ...]:
+        pooled, weights = pool(*arguments)
+        first = torch.autograd.grad(pooled.square().sum() + weights.pow(3).sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(one.square().sum() for one in first), leaves)
+
+    found = second(lambda *a: attention_pool(*a, eps=1e-2, return_weights=True))
+    expected = second(lambda *a: attention_pool_folded(*a, eps=1e-2))
+    for one, two in zip(found, expected, strict=True):
+        assert two.abs().max() > 1e-3
+        torch.testing.assert_close(one, two, atol=1e-9, rtol=1e-9)
+
+
+def test_a_batch_of_gradients() -> None:
+    tokens, queries = inputs()
+    pooled = attention_pool(tokens, queries)
+    ways = torch.randn(3, *pooled.shape, dtype=pooled.dtype)
+    found = torch.autograd.grad(pooled, (tokens, queries), ways, is_grads_batched=True, retain_graph=True)
+    for i, way in enumerate(ways):
+        for one, batched in zip(
+            torch.autograd.grad(pooled, (tokens, queries), way, retain_graph=True), found, strict=True
+        ):
+            torch.testing.assert_close(batched[i], one)
+
+
+def test_a_pooling_from_outside_of_forward_mode_is_refused_within() -> None:
+    tokens, queries = inputs()
+    loss = attention_pool(tokens, queries).square().sum()
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="outside of forward mode"):
+        loss.backward()
+
+
 def test_a_large_offset_costs_no_more_than_storing_it(naive: Callable[..., Any]) -> None:
     tokens, queries = torch.randn(2, 40, 64) + 1e4, 0.3 * torch.randn(4, 64)
     expected = naive(tokens.double(), queries.double())[0]
@@ -158,7 +207,7 @@ def test_no_float32_copy_of_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -
     with Largest() as forward:
         pooled, lse, _ = blocks.pool_forward(tokens, queries, None, None, 1e-6, False)
     with Largest() as backward:
-        blocks.pool_backward(pooled, None, tokens, queries, None, None, lse, pooled.sum(-1), 1e-6, False)
+        blocks.pool_backward(pooled, None, tokens, queries, None, None, lse, pooled.sum(-1), 1e-6, True, False)
     assert forward.bytes[torch.float32] <= 4 * max(block, pooled.numel())
     assert backward.bytes[torch.float32] <= 4 * max(block, pooled.numel())
     assert backward.bytes[torch.bfloat16] == 2 * tokens.numel()
@@ -175,9 +224,9 @@ def test_operators_pass_pytorchs_checks(extras: bool) -> None:
     assert [one.requires_grad for one in autograd.pool_op(*trained, *arguments[2:])[:2]] == [True, False]
     pooled, lse, weights = autograd.pool_op(*arguments)
     grads = (torch.randn_like(pooled), torch.randn_like(weights) if extras else None)
-    torch.library.opcheck(
-        autograd.pool_backward_op, (*grads, tokens, queries, bias, mask, lse, pooled.sum(-1), 1e-6, extras, False)
-    )
+    given = (*grads, tokens, queries, bias, mask, lse, pooled.sum(-1), 1e-6)
+    for want_tokens in (False, True):
+        torch.library.opcheck(autograd.pool_backward_op, (*given, want_tokens, extras, False))
 
 
 def test_second_derivatives_under_autocast() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hd_awd.pooling.kernels.plan import STAGES, TILE_BYTES, TWO_PASS, make_plan, power_of_two
+from hd_awd.pooling.kernels.traffic import bytes_moved
 
 EDGES = [power + step for power in (2**k for k in range(5, 13)) for step in (-1, 0, 1) if 1 <= power + step <= 4096]
 WIDTHS = sorted({*EDGES, *range(1, 12), 72, 130, 320, 384, 640, 768, 1000, 1152, 1408, 1536, 2240, 3000, 3072, 3073})
@@ -162,3 +163,24 @@ def test_an_uneven_row_leaves_registers_for_its_addresses() -> None:
     uneven, even = (make_plan("forward", 4, 256, width, 4, 2) for width in (72, 80))
     assert (uneven.warps, uneven.head, uneven.tail) == (even.warps, even.head, even.tail)
     assert uneven.block_n < even.block_n
+
+
+@ITEMSIZES
+@pytest.mark.parametrize(("lanes", "processors"), [(32, 108), (32, 132), (32, 148), (32, 170), (64, 304)])
+def test_bytes_of_every_row_of_one_pass(itemsize: int, lanes: int, processors: int) -> None:
+    """Up to 1,152 channels and 4 queries tokens are read once; from 256 tokens and a sample for each processor on all
+    that is read, written or read again is next to nothing beside them."""
+    for width, amount, batch in itertools.product(WIDTHS, (1, 2, 3, 4), (1, 16, processors + 1)):
+        if width > 1152:
+            continue
+        tokens = batch * 256 * width * itemsize
+        forward, backward = (
+            bytes_moved(direction, plan, batch, 256, width, amount, itemsize)
+            for direction in ("forward", "backward")
+            for plan in [make_plan(direction, batch, 256, width, amount, itemsize, lanes=lanes, processors=processors)]
+        )
+        assert forward.tokens == backward.tokens == tokens
+        if batch > processors and width >= 8:  # below, a row's own log-sum-exp counts
+            assert forward.read <= 1.05 * tokens
+            assert backward.read <= 1.1 * tokens
+            assert backward.written <= 1.05 * tokens

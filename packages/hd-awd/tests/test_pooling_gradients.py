@@ -82,3 +82,32 @@ def test_compiles_to_one_graph(backend: str, masked: bool) -> None:
     other = torch.autograd.grad(expected.square().sum(), arguments[:3])
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def minus_infinity(tokens: Tensor, queries: Tensor, bias: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """The mask as a bias: -inf at single tokens of the first sample, at all of the second."""
+    return attention_pool(
+        tokens, queries, bias.masked_fill(~MASK[:, None], float("-inf")), eps=1e-2, return_weights=True, backend=backend
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_bias_of_minus_infinity_is_a_mask(compiled: bool) -> None:
+    """Values, first and second derivatives, in every path; where no token is left all of them are zero."""
+    arguments = inputs()
+
+    def second(pool: Any) -> list[Tensor]:
+        outputs = pool(*arguments)
+        first = torch.autograd.grad(sum(one.square().sum() for one in outputs), arguments, create_graph=True)
+        return [*outputs, *first, *torch.autograd.grad(sum(one.square().sum() for one in first), arguments)]
+
+    def by_bias(*arguments: Tensor) -> Any:
+        return minus_infinity(*arguments, "torch")
+
+    torch.compiler.reset()
+    found = second(torch.compile(by_bias, backend="eager", fullgraph=True) if compiled else by_bias)
+    expected = second(lambda *a: attention_pool(*a, MASK, 1e-2, return_weights=True))
+    for one, two in zip(found, expected, strict=True):
+        assert two.abs().max() > 1e-3
+        torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-10)
+    assert all(torch.all(one[1] == 0) for one in (*found[:3], found[4], found[5]) if one.shape[0] == 2)

@@ -57,6 +57,18 @@ def test_gradient_reaches_tokens_and_every_parameter(
         assert parameter.grad.abs().sum() > 1e-12, name
 
 
+def test_a_scorer_leaves_other_generators_alone_and_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seed_everything(seed: int) -> None:
+        raise AssertionError("this seeds a GPU's generator too")
+
+    monkeypatch.setattr(torch, "manual_seed", seed_everything)
+    monkeypatch.setattr(torch.random, "manual_seed", seed_everything)
+    with torch.device("meta"):
+        head = PoolingHead(8, pooling="scorer")
+    assert {one.device.type for one in head.parameters()} == {"meta"}
+    assert PoolingHead(8, pooling="scorer").scorer[0].weight.device.type == "cpu"
+
+
 def test_scorers_are_drawn_from_the_seed_and_differ_from_layer_to_layer() -> None:
     one, same, other = (build(seed, pooling="scorer", queries=2).state_dict() for seed in (3, 3, 4))
     for layer in (0, 1):

@@ -75,10 +75,11 @@ class PoolingHead(nn.Module):
             self.queries = nn.Parameter(torch.zeros(queries, head_width))
         elif pooling == "scorer":
             # From a seed of its own, so that later heads draw what they draw beside other poolings.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(torch.randint(1 << 62, ())))
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(int(torch.randint(1 << 62, ())))
                 # No last bias: it would add the same to all scores of a query, which a softmax does not see.
-                self.scorer = make_mlp(width, hidden, queries * heads, last_bias=False)
+                scorer = make_mlp(width, hidden, queries * heads, last_bias=False)
+            self.scorer = scorer.to(key.weight.device)
             for parameter in self.scorer[-1].parameters():
                 nn.init.zeros_(parameter)
 

@@ -214,7 +214,9 @@ def oracle(naive: Any) -> Callable[[Case], dict[str, tuple[Tensor, Tensor]]]:
 def compute(launch: ModuleType) -> Callable[..., dict[str, Tensor]]:
     """The launcher's results, with delta as the autograd makes it."""
 
-    def run(case: Case, forward: Any = None, backward: Any = None, *, scores: bool = True) -> dict[str, Tensor]:
+    def run(
+        case: Case, forward: Any = None, backward: Any = None, *, tokens: bool = True, scores: bool = True
+    ) -> dict[str, Tensor]:
         inputs = (case.tokens, case.queries, case.full_bias, case.mask)
         want_weights = case.grad_weights is not None
         pooled, lse, weights = launch.pool_forward(*inputs, case.eps, want_weights, forward)
@@ -222,11 +224,12 @@ def compute(launch: ModuleType) -> Callable[..., dict[str, Tensor]]:
         if case.grad_weights is not None:
             delta = delta + (case.grad_weights * weights).sum(dim=-1)
         grads = launch.pool_backward(
-            case.grad_pooled, case.grad_weights, *inputs, lse, delta, case.eps, scores, backward
-        )  # fmt: skip
+            case.grad_pooled, case.grad_weights, *inputs, lse, delta, case.eps, tokens, scores, backward
+        )
         found = {"pooled": pooled, "lse": lse, "weights": weights}
         found |= dict(zip(("grad_tokens", "grad_queries", "grad_scores"), grads, strict=True))
-        absent = {name for name, wanted in (("weights", want_weights), ("grad_scores", scores)) if not wanted}
+        optional = (("weights", want_weights), ("grad_tokens", tokens), ("grad_scores", scores))
+        absent = {name for name, wanted in optional if not wanted}
         assert all(found[name].numel() == 0 for name in absent)
         return {name: value for name, value in found.items() if name not in absent}
 

@@ -107,7 +107,8 @@ def test_operators_pass_pytorchs_checks(
     for want in (False, True):
         torch.library.opcheck(ops.attention_pool.default, (*first, case.eps, want, triton))
         back = (case.grad_pooled.contiguous(), case.grad_weights if want else None, *first, lse, delta, case.eps)
-        torch.library.opcheck(ops.attention_pool_backward.default, (*back, want, triton))
+        for want_tokens in (False, True):
+            torch.library.opcheck(ops.attention_pool_backward.default, (*back, want_tokens, want, triton))
 
 
 @pytest.mark.parametrize("triton", [False, True])
@@ -117,5 +118,5 @@ def test_operators_pass_pytorchs_checks_without_options(device: str, make_case: 
         lse, delta = torch.zeros(2, batch, 3, device=device)
         ops, first = torch.ops.hd_awd, (case.tokens, case.queries, None, None)
         torch.library.opcheck(ops.attention_pool.default, (*first, case.eps, False, triton))
-        back = (case.grad_pooled, None, *first, lse, delta, case.eps, False, triton)
+        back = (case.grad_pooled, None, *first, lse, delta, case.eps, True, False, triton)
         torch.library.opcheck(ops.attention_pool_backward.default, back)

@@ -94,6 +94,17 @@ def test_only_what_is_asked_for_gets_a_gradient(device: str, make_case: Any) -> 
         assert torch.equal(found, torch.autograd.grad(loss, every)[index])
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_gradient_that_nobody_wants_is_not_computed(
+    device: str, make_case: Any, compute: Any, planned: Any, passes: int
+) -> None:
+    case = make_case((2, 9, 72, 3), device=device, bias=("M", "N"), masked=True, weights=True)
+    plans = planned(case, passes, 2)
+    every, some = compute(case, *plans), compute(case, *plans, tokens=False, scores=False)
+    assert set(every) - set(some) == {"grad_tokens", "grad_scores"}
+    assert all(torch.equal(value, every[name]) for name, value in some.items())
+
+
 @BIASES
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("terms", ["both", "pooled", "weights"])

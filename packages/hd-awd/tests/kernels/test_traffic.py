@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from hd_awd.pooling.kernels.traffic import bytes_moved
+
 HALF_AND_FLOAT = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 DIRECTIONS = ("forward", "backward")
 
@@ -90,7 +92,7 @@ def traffic(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Traffic:
 def move(launch: Any, traffic: Any) -> Any:
     """One direction of a case; bytes are those of this direction alone."""
 
-    def run(case: Any, direction: str, plan: Any = None, *, scores: bool = False) -> Any:
+    def run(case: Any, direction: str, plan: Any = None, *, tokens: bool = True, scores: bool = False) -> Any:
         inputs = (case.tokens, case.queries, case.full_bias, case.mask)
         traffic.clear()
         if direction == "forward":
@@ -98,17 +100,12 @@ def move(launch: Any, traffic: Any) -> Any:
         else:
             lse, delta = torch.zeros(2, *case.grad_pooled.shape[:2])
             launch.pool_backward(
-                case.grad_pooled, case.grad_weights, *inputs, lse, delta, case.eps, scores, plan
-            )  # fmt: skip
+                case.grad_pooled, case.grad_weights, *inputs, lse, delta, case.eps, tokens, scores, plan
+            )
         assert traffic.outside == 0, "an access that lies in no argument"
         return traffic
 
     return run
-
-
-def one_program(plan: Any, count: int) -> Any:
-    """The same plan with a single program per sample."""
-    return dataclasses.replace(plan, splits=1, tokens_per_split=-(-count // plan.block_n) * plan.block_n)
 
 
 @HALF_AND_FLOAT
@@ -126,22 +123,41 @@ def test_one_pass_reads_every_token_once(
 
 
 @HALF_AND_FLOAT
-def test_all_traffic_of_a_sample(make_case: Any, move: Any, launch: Any, dtype: torch.dtype) -> None:
-    """N = 256, C = 1,152, M = 4: beside the tokens there are M C float32 numbers, read once or written once each."""
-    case = make_case((1, 256, 1152, 4), dtype)
-    tokens, vectors, rows = case.tokens.nbytes, 4 * 1152 * 4, 4 * 4
-    plans = {direction: one_program(launch._plan(direction, case.tokens, 4), 256) for direction in DIRECTIONS}
-
-    traffic = move(case, "forward", plans["forward"])
-    read, written = traffic.total
+def test_all_traffic_of_a_batch_that_fills_the_device(
+    make_case: Any, move: Any, launch: Any, dtype: torch.dtype
+) -> None:
+    """By the default plan: beside the tokens M C float32 numbers of each sample, read once or written once each."""
+    batch = launch._device_facts(torch.device("cpu"))[1] + 1
+    case = make_case((batch, 256, 1152, 4), dtype)
+    tokens, vectors, rows = case.tokens.nbytes, batch * 4 * 1152 * 4, batch * 4 * 4
+    read, written = move(case, "forward").total
     assert (read, written) == (tokens + vectors, vectors + rows)
     assert read <= 1.05 * tokens
-
-    traffic = move(case, "backward", plans["backward"])
-    read, written = traffic.total
+    read, written = move(case, "backward").total
     assert (read, written) == (tokens + 2 * vectors + 2 * rows, tokens + vectors)
     assert read <= 1.1 * tokens
     assert written <= 1.05 * tokens
+
+
+@HALF_AND_FLOAT
+@pytest.mark.parametrize(("passes", "splits"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+@pytest.mark.parametrize("sizes", [(2, 13, 72, 3), (3, 7, 5, 1), (1, 37, 300, 5), (1, 6, 1100, 2)], ids=str)
+def test_the_count_by_formula(
+    make_case: Any,
+    move: Any,
+    planned: Any,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int],
+    passes: int,
+    splits: int,
+) -> None:
+    """What ``bytes_moved`` says is what the interpreter counts, with and without the tokens' gradient."""
+    case = make_case(sizes, dtype)
+    for direction, plan in zip(DIRECTIONS, planned(case, passes, splits), strict=True):
+        for tokens in (True, False):
+            expected = bytes_moved(direction, plan, *sizes, dtype.itemsize, want_tokens=tokens)
+            traffic = move(case, direction, plan, tokens=tokens)
+            assert (traffic.of("tokens")[0], *traffic.total) == (expected.tokens, expected.read, expected.written)
 
 
 @pytest.mark.parametrize("splits", [1, 3])

@@ -63,6 +63,7 @@ def pool_backward_op(
     lse: Tensor,
     delta: Tensor,
     eps: float,
+    want_tokens: bool,
     want_bias: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +72,7 @@ def pool_backward_op(
     lse and delta are taken for what follows from the other arguments, and have no derivative of their own.
     """
     _refuse_forward_mode()
-    arguments = (grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_bias)
+    arguments = (grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_tokens, want_bias)
     if triton:
         from hd_awd.pooling.kernels import launch
 
@@ -90,18 +91,21 @@ def _(
     lse: Tensor,
     delta: Tensor,
     eps: float,
+    want_tokens: bool,
     want_bias: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grad_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
     shape = (tokens.shape[0], queries.shape[0], tokens.shape[1]) if want_bias else (0,)
-    return torch.empty_like(tokens), grad_pooled.new_empty(queries.shape), grad_pooled.new_empty(shape)
+    return grad_tokens, grad_pooled.new_empty(queries.shape), grad_pooled.new_empty(shape)
 
 
 def _refuse_forward_mode() -> None:
-    """Reached only through a graph that was compiled outside of forward mode: its tangent would be zero."""
+    """Reached only by a pooling that was compiled, or computed, outside of forward mode: its tangent would be zero."""
     if forward_ad._current_level >= 0:
         raise RuntimeError(
-            "a pooling that was compiled before has no forward-mode derivative: compile it within that mode"
+            "a pooling that was computed or compiled outside of forward mode has no forward-mode derivative: compute, "
+            "or compile, it within that mode"
         )
 
 
@@ -140,18 +144,18 @@ def _backward(ctx: Any, grad_pooled: Tensor | None, _: Tensor | None, grad_weigh
         delta = (grad_pooled * pooled).sum(dim=-1)
         if grad_weights is not None:
             delta = delta + (grad_weights * weights).sum(dim=-1)
-    want_bias = ctx.needs_input_grad[2]
-    grads = pool_backward_op(
-        grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, ctx.eps, want_bias, ctx.triton
-    )
-    return *grads[:2], grads[2] if want_bias else None, *[None] * 4  # autograd casts them to their inputs' dtypes
+    want_tokens, _, want_bias, *_ = ctx.needs_input_grad
+    arguments = (grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, ctx.eps)
+    grads = pool_backward_op(*arguments, want_tokens, want_bias, ctx.triton)
+    # Autograd casts them to their inputs' dtypes.
+    return grads[0] if want_tokens else None, grads[1], grads[2] if want_bias else None, *[None] * 4
 
 
 pool_op.register_autograd(_backward, setup_context=_keep)
 
 
 def _keep_for_second_order(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, _lse, _delta, ctx.eps, ctx.want_bias, _triton = inputs
+    *tensors, _lse, _delta, ctx.eps, ctx.want_tokens, ctx.want_bias, _triton = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -159,7 +163,7 @@ def _second_order(ctx: Any, *grads: Tensor) -> Any:
     """The derivative of the same gradient as autograd writes it for PyTorch's operations."""
     *inputs, mask = ctx.saved_tensors
     if inputs[2].shape[0] == 0:  # torch.var_mean warns of an empty batch
-        return *(None if one is None else torch.zeros_like(one) for one in inputs), *[None] * 6
+        return *(None if one is None else torch.zeros_like(one) for one in inputs), *[None] * 7
     higher = torch.is_grad_enabled()
     with torch.enable_grad(), torch.autocast(inputs[2].device.type, enabled=False):
         # New names for the inputs: queries may be a function of the tokens, and partial derivatives are wanted.
@@ -167,12 +171,15 @@ def _second_order(ctx: Any, *grads: Tensor) -> Any:
         grad_pooled, grad_weights, tokens, queries, bias = names
         outputs = attention_pool_folded(tokens, queries, bias, mask, ctx.eps)
         starts = [grad_pooled] if grad_weights is None else [grad_pooled, grad_weights]
-        wanted = [tokens, queries, bias] if ctx.want_bias else [tokens, queries]
-        first = torch.autograd.grad(outputs[: len(starts)], wanted, starts, create_graph=True)
-        grads_of_first = [grad.to(one.dtype) for grad, one in zip(grads, first, strict=False)]
+        wanted = [(tokens, ctx.want_tokens), (queries, True), (bias, ctx.want_bias)]
+        grads_of_first = [grad for grad, (_, want) in zip(grads, wanted, strict=True) if want]
+        first = torch.autograd.grad(
+            outputs[: len(starts)], [one for one, want in wanted if want], starts, create_graph=True
+        )
+        grads_of_first = [grad.to(one.dtype) for grad, one in zip(grads_of_first, first, strict=True)]
         given = [one for one in names if one is not None]
         second = iter(torch.autograd.grad(first, given, grads_of_first, allow_unused=True, create_graph=higher))
-    return *(None if one is None else next(second) for one in names), *[None] * 6
+    return *(None if one is None else next(second) for one in names), *[None] * 7
 
 
 pool_backward_op.register_autograd(_second_order, setup_context=_keep_for_second_order)

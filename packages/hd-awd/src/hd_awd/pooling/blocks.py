@@ -14,6 +14,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hd_awd.pooling.scores import centred as without_mean
+from hd_awd.pooling.scores import log_total, logits
+
 THREAD_ELEMENTS = 1 << 19  # 2 MB in float32: about a core's caches, and well above the cost of launching operations
 
 
@@ -28,18 +31,17 @@ def pool_forward(
     """
     batch, count, width = tokens.shape
     dtype = torch.promote_types(tokens.dtype, torch.float32)
-    queries = _centred(queries.to(dtype))
+    queries = without_mean(queries.to(dtype))
     pooled = tokens.new_empty((batch, len(queries), width), dtype=dtype)
     lse = pooled.new_empty(pooled.shape[:2])
     weights = pooled.new_empty((batch, len(queries), count) if want_weights else (0,))
     with torch.autocast(tokens.device.type, enabled=False):
         for block, centred in _blocks(tokens, dtype):
             inverse = _centre(tokens[block], centred, eps)
-            logits = _logits((centred @ queries.T * inverse).transpose(1, 2).contiguous(), bias, mask, block)
-            total = logits.logsumexp(dim=-1)
-            total.masked_fill_(total == float("-inf"), float("inf"))
-            a = logits.sub_(total[..., None]).exp_()
-            lse[block] = total
+            scores = (centred @ queries.T * inverse).transpose(1, 2).contiguous()
+            scores = logits(scores, *_of(block, bias, mask))
+            lse[block] = log_total(scores)
+            a = scores.sub_(lse[block, :, None]).exp_()
             if want_weights:
                 weights[block] = a
             torch.bmm(a.mul_(inverse.transpose(1, 2)), centred, out=pooled[block])
@@ -56,18 +58,19 @@ def pool_backward(
     lse: Tensor,
     delta: Tensor,
     eps: float,
+    want_tokens: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The equations of :func:`hd_awd.pooling.kernels.one_pass.backward`; ``delta`` (B, M) = sum_n a (dz . x + da).
 
     Returns:
         the gradients of tokens (in their dtype), of queries and of the (B, M, N) scores, the latter two in float32
-        or better, the last without elements if not wanted.
+        or better; the first and the last without elements if not wanted.
     """
     width, amount = tokens.shape[-1], len(queries)
-    queries = _centred(queries.to(grad_pooled.dtype))
-    dz = _centred(grad_pooled)
-    grad_tokens = torch.empty_like(tokens)
+    queries = without_mean(queries.to(grad_pooled.dtype))
+    dz = without_mean(grad_pooled)
+    grad_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
     grad_queries = dz.new_zeros(queries.shape)
     grad_scores = dz.new_empty((len(tokens), amount, tokens.shape[1]) if want_bias else (0,))
     with torch.autocast(tokens.device.type, enabled=False):
@@ -76,13 +79,15 @@ def pool_backward(
             scale = inverse.transpose(1, 2)
             vectors = torch.cat([dz[block], queries.expand(len(centred), -1, -1)], dim=1)
             g, score = (torch.bmm(vectors, centred.transpose(1, 2)) * scale).split(amount, dim=1)
-            a = (_logits(score, bias, mask, block) - lse[block, :, None]).exp_()
+            a = (logits(score, *_of(block, bias, mask)) - lse[block, :, None]).exp_()
             ds = a * ((g if grad_weights is None else g + grad_weights[block]) - delta[block, :, None])
             if want_bias:
                 grad_scores[block] = ds
-            along = (a * g + ds * score).sum(dim=1)[..., None] * inverse.square() / -width
             pulls = torch.cat([a, ds], dim=1) * scale
             grad_queries += torch.bmm(pulls[:, amount:], centred).sum(dim=0)
+            if not want_tokens:
+                continue
+            along = (a * g + ds * score).sum(dim=1)[..., None] * inverse.square() / -width
             if grad_tokens.dtype == dz.dtype:
                 gradient = torch.bmm(pulls.transpose(1, 2), vectors, out=grad_tokens[block])
                 gradient.addcmul_(centred, along)
@@ -90,10 +95,6 @@ def pool_backward(
                 gradient = torch.bmm(pulls.transpose(1, 2), vectors)
                 grad_tokens[block] = gradient.addcmul_(centred, along)
     return grad_tokens, grad_queries, grad_scores
-
-
-def _centred(vectors: Tensor) -> Tensor:
-    return vectors - vectors.mean(dim=-1, keepdim=True)
 
 
 def _centre(tokens: Tensor, centred: Tensor, eps: float) -> Tensor:
@@ -107,11 +108,9 @@ def _centre(tokens: Tensor, centred: Tensor, eps: float) -> Tensor:
     return norm.square_().div_(centred.shape[-1]).add_(eps).rsqrt_()
 
 
-def _logits(scores: Tensor, bias: Tensor | None, mask: Tensor | None, block: slice) -> Tensor:
-    """scores + bias, -inf where masked, for the samples of a block."""
-    if bias is not None:
-        scores = scores + bias[block].to(scores.dtype)
-    return scores if mask is None else scores.masked_fill(~mask[block, None], float("-inf"))
+def _of(block: slice, *inputs: Tensor | None) -> Iterator[Tensor | None]:
+    """The block's samples of each."""
+    return (None if one is None else one[block] for one in inputs)
 
 
 def _blocks(tokens: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

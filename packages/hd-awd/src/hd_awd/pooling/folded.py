@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hd_awd.pooling.scores import centred, logits
+
 
 def attention_pool_folded(
     tokens: Tensor, queries: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, eps: float = 1e-6
@@ -28,16 +30,13 @@ def attention_pool_folded(
     queries = queries.to(tokens.dtype)
     variance, mean = torch.var_mean(tokens, dim=-1, correction=0)
     inverse = (variance + eps).rsqrt()
-    centred = queries - queries.mean(dim=-1, keepdim=True)
-    scores = (tokens @ centred.T * inverse[..., None]).transpose(1, 2)
-    if bias is not None:
-        scores = scores + bias.to(tokens.dtype)
-    if mask is None:
+    scores = (tokens @ centred(queries).T * inverse[..., None]).transpose(1, 2)
+    if bias is None and mask is None:
         weights = scores.softmax(dim=-1)
     else:
-        # A sample without a single token pools to zero. Its scores are left as they are, because a softmax
-        # over nothing is NaN, in the backward pass too; its weights are set to zero afterwards.
-        some = mask.any(dim=-1)[:, None, None]
-        weights = scores.masked_fill(some & ~mask[:, None], float("-inf")).softmax(dim=-1) * some
+        # Without a single token the weights are zero; a softmax over nothing is NaN, in the backward pass too.
+        scores = logits(scores, bias, mask)
+        nothing = (scores == float("-inf")).all(dim=-1, keepdim=True)
+        weights = scores.masked_fill(nothing, 0.0).softmax(dim=-1).masked_fill(nothing, 0.0)
     scaled = weights * inverse[:, None]
     return scaled @ tokens - (scaled @ mean[..., None]), weights

@@ -58,9 +58,10 @@ def attention_pool(
     Args:
         tokens: h (B, N, C), N and C >= 1; float32, bfloat16, float16 or float64.
         queries: q (M, C). Zero queries give the mean over tokens.
-        bias: floating point, added to the scores; broadcasts to (B, M, N).
-        mask: (B, N) bool, True for tokens that take part; the others must still be finite. A sample whose
-            tokens are all masked pools to zero, with zero weights.
+        bias: floating point, added to the scores; broadcasts to (B, M, N). Where it is -inf the token takes no part
+            for that query.
+        mask: (B, N) bool, True for tokens that take part; the others must still be finite. Where no token is left a
+            query's pooled vector and weights are zero, and so are their gradients.
         eps: added to the variance, > 0.
         return_weights: also return a.
         backend: "triton" for the fused kernels, "torch" for PyTorch's operations, "auto" for the kernels where

@@ -21,7 +21,6 @@ def attention_pool_reference(
         scores = scores + bias
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None], float("-inf"))
-    weights = scores.softmax(dim=-1)
-    if mask is not None:
-        weights = weights.masked_fill(~mask.any(dim=-1)[:, None, None], 0.0)
+    nothing = (scores == float("-inf")).all(dim=-1, keepdim=True)
+    weights = scores.softmax(dim=-1).masked_fill(nothing, 0.0)
     return torch.einsum("bmn,bnc->bmc", weights, normalised), weights

@@ -1,1 +1,1 @@
-"""The pooling in Triton: ``plan`` chooses, ``launch`` allocates and calls, the rest are kernels."""
+"""The pooling in Triton: ``plan`` chooses, ``traffic`` counts bytes, ``launch`` calls, the rest are kernels."""

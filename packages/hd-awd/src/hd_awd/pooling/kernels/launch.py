@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hd_awd.pooling.kernels import one_pass, two_pass
 from hd_awd.pooling.kernels.plan import TWO_PASS, Plan, make_plan, power_of_two
+from hd_awd.pooling.kernels.traffic import MERGE_C
+from hd_awd.pooling.scores import centred, log_total, logits
 
 OFFSETS = 2**31 - 1  # within a sample the kernels count in 32 bits
 OPTIONS = {
@@ -41,8 +43,10 @@ def pool_forward(
             _one_pass_forward(plan, tokens, queries, bias, mask, eps, pooled, lse, scores)
             weights = queries.new_empty(0) if scores is None else scores.sub_(lse[..., None]).exp_()
             return pooled, lse, weights
-        scores, mean, inverse = _project(plan, tokens, _centred(queries)[None], eps)
-        weights, lse = _softmax(scores, bias, mask)
+        scores, mean, inverse = _project(plan, tokens, centred(queries)[None], eps)
+        scores = logits(scores, bias, mask)
+        lse = log_total(scores)
+        weights = scores.sub_(lse[..., None]).exp_()
         parts = pooled[:, None] if plan.splits == 1 else pooled.new_empty(batch, plan.splits, amount, width)
         two_pass.combine[_two_pass_grid(plan, tokens)](
             tokens, weights, mean, inverse, parts, count, plan.tokens_per_split,
@@ -62,38 +66,40 @@ def pool_backward(
     lse: Tensor,
     delta: Tensor,
     eps: float,
+    want_tokens: bool,
     want_bias: bool,
     plan: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`hd_awd.pooling.blocks.pool_backward`; every program's part of dq is summed in a fixed order."""
+    grad_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
     tokens, queries = _reachable(tokens), queries.float().contiguous()
     plan = plan or _plan("backward", tokens, len(queries))
     (batch, count, width), amount = tokens.shape, len(queries)
-    grad_tokens = torch.empty_like(tokens)
     grad_scores = queries.new_empty((batch, amount, count) if want_bias else (0,))
     if batch == 0:
         return grad_tokens, torch.zeros_like(queries), grad_scores
     parts = queries.new_empty(batch * plan.splits, amount, width)
     grad_pooled = grad_pooled.contiguous()
     grad_weights = None if grad_weights is None else grad_weights.contiguous()
+    written = grad_tokens if want_tokens else None
     with _device(tokens):
         if plan.passes == 1:
             one_pass.backward[(batch, plan.splits)](
-                tokens, queries, grad_pooled, lse, delta, bias, mask, grad_weights, grad_tokens, parts,
+                tokens, queries, grad_pooled, lse, delta, bias, mask, grad_weights, written, parts,
                 grad_scores if want_bias else None, count, plan.tokens_per_split, eps,
-                *tokens.stride(), *_strides(bias, 3), *_strides(mask, 2), *grad_tokens.stride(),
+                *tokens.stride(), *_strides(bias, 3), *_strides(mask, 2), *_strides(written, 3),
                 **_whole_rows(plan, tokens, amount),
             )  # fmt: skip
             return grad_tokens, parts.sum(dim=0), grad_scores
-        queries, dz = _centred(queries), _centred(grad_pooled)
+        queries, dz = centred(queries), centred(grad_pooled)
         both, mean, inverse = _project(plan, tokens, torch.cat([queries.expand_as(dz), dz], dim=1), eps)
         score, g = both.split(amount, dim=1)
-        a = (_logits(score, bias, mask) - lse[..., None]).exp_()
+        a = (logits(score, bias, mask) - lse[..., None]).exp_()
         ds = a * ((g if grad_weights is None else g + grad_weights) - delta[..., None])
         along = (a * g + ds * score).sum(dim=1) / width
         two_pass.spread[_two_pass_grid(plan, tokens)](
-            tokens, queries, dz, a, ds, mean, inverse, along, grad_tokens, parts, count, plan.tokens_per_split,
-            *tokens.stride(), *grad_tokens.stride(), **_chunked(plan, tokens, amount),
+            tokens, queries, dz, a, ds, mean, inverse, along, written, parts, count, plan.tokens_per_split,
+            *tokens.stride(), *_strides(written, 3), **_chunked(plan, tokens, amount),
         )  # fmt: skip
         return grad_tokens, parts.sum(dim=0), ds if want_bias else grad_scores
 
@@ -119,7 +125,7 @@ def _one_pass_forward(
         *tokens.stride(), *_strides(bias, 3), *_strides(mask, 2), **_whole_rows(plan, tokens, amount),
     )  # fmt: skip
     if plan.splits > 1:
-        block = min(1024, power_of_two(width))
+        block = min(MERGE_C, power_of_two(width))
         one_pass.merge[(batch * amount, -(-width // block))](
             z, total, pooled, lse, plan.splits, COUNT=amount, WIDTH=width, BLOCK_C=block, **OPTIONS
         )
@@ -133,27 +139,10 @@ def _project(plan: Plan, tokens: Tensor, vectors: Tensor, eps: float) -> tuple[T
     two_pass.project[(batch, -(-count // TWO_PASS["project_n"]))](
         tokens, vectors, products, mean, inverse, count, eps, *tokens.stride(), vectors.stride(0) * (len(vectors) > 1),
         WIDTH=width, COUNT=amount, QUERIES=max(16, power_of_two(amount)), BLOCK_N=TWO_PASS["project_n"],
-        BLOCK_C=TWO_PASS["project_c"], STAGES=plan.stages, num_warps=TWO_PASS["warps"], **OPTIONS,
+        BLOCK_C=TWO_PASS["project_c"], FIRST=TWO_PASS["project_first"], STAGES=plan.stages,
+        num_warps=TWO_PASS["warps"], **OPTIONS,
     )  # fmt: skip
     return products, mean, inverse
-
-
-def _softmax(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """weights (B, M, N) and lse (B, M); a sample without a token has zero weights and lse +inf."""
-    logits = _logits(scores, bias, mask)
-    lse = logits.logsumexp(dim=-1)
-    lse = lse.masked_fill(lse == float("-inf"), float("inf"))
-    return (logits - lse[..., None]).exp_(), lse
-
-
-def _logits(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    return scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))
-
-
-def _centred(vectors: Tensor) -> Tensor:
-    return vectors - vectors.mean(dim=-1, keepdim=True)
 
 
 def _whole_rows(plan: Plan, tokens: Tensor, amount: int) -> dict[str, Any]:

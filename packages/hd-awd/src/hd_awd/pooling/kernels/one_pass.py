@@ -124,12 +124,14 @@ def backward(tokens, queries, grad_pooled, lse, delta, bias, mask, grad_weights,
 
     With q and dz centred over channels mean_c dx is zero, and mean_c(dx x) = sum_m (a dz.x + ds q.x) / C follows from
     sums that are there already. ``delta`` (B, M), ``grad_pooled`` (B, M, C), float32 contiguous; ``grad_weights`` da
-    and ``grad_scores`` ds (B, M, N) contiguous float32, each may be None.
+    and ``grad_scores`` ds (B, M, N) contiguous float32. These two and ``grad_tokens`` may be None.
     """
     batch, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     begin = split * tokens_per_split
     end = tl.minimum(begin + tokens_per_split, count)
-    base, out = tokens + batch * tokens_b, grad_tokens + batch * grad_b
+    base = tokens + batch * tokens_b
+    if grad_tokens is not None:
+        out = grad_tokens + batch * grad_b
     dz = grad_pooled + batch * COUNT * WIDTH
 
     query = tl.arange(0, QUERIES)[None, :, None]
@@ -185,12 +187,14 @@ def backward(tokens, queries, grad_pooled, lse, delta, bias, mask, grad_weights,
         along = (tl.sum(a * g + ds * score, axis=1) / WIDTH)[:, None, None] * (inverse * inverse)[:, :, None]
         a, ds = (a * inverse)[:, :, None], (ds * inverse)[:, :, None]
         dq_head += tl.sum(ds * head, axis=0)
-        grad = tl.sum(a * dz_head + ds * q_head, axis=1)[:, None, :] - along * head
-        store(out, rows, rows < end, grad_n, grad_c, grad, 0, HEAD, WIDTH, HEAD > WIDTH, THREADS)
+        if grad_tokens is not None:
+            grad = tl.sum(a * dz_head + ds * q_head, axis=1)[:, None, :] - along * head
+            store(out, rows, rows < end, grad_n, grad_c, grad, 0, HEAD, WIDTH, HEAD > WIDTH, THREADS)
         if TAIL > 0:
             dq_tail += tl.sum(ds * tail, axis=0)
-            grad = tl.sum(a * dz_tail + ds * q_tail, axis=1)[:, None, :] - along * tail
-            store(out, rows, rows < end, grad_n, grad_c, grad, HEAD, TAIL, WIDTH, HEAD + TAIL > WIDTH, THREADS)
+            if grad_tokens is not None:
+                grad = tl.sum(a * dz_tail + ds * q_tail, axis=1)[:, None, :] - along * tail
+                store(out, rows, rows < end, grad_n, grad_c, grad, HEAD, TAIL, WIDTH, HEAD + TAIL > WIDTH, THREADS)
 
     dq = grad_queries + (batch * tl.num_programs(1) + split) * COUNT * WIDTH
     store(dq, query, query < COUNT, WIDTH, 1, dq_head[None], 0, HEAD, WIDTH, HEAD > WIDTH, THREADS)

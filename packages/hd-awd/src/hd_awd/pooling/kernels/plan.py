@@ -6,7 +6,8 @@ What was counted on (compiled ahead of time; ``tools/kernel_resources.py`` holds
   dz, dq). Beside them stand the tile and, per query, the partial sums of its products before they are exchanged.
 * All warps lie along the channels, each thread with up to 16 bytes of neighbours: as many warps as a row gives work.
 * Where no tile of a single token fits, or the row is too long, two passes read the tokens twice.
-* Tokens of a sample are split over programs until the device has two for each of its processors.
+* Tokens of a sample are split over programs while the device has no more than two for each of its processors; what
+  that costs in bytes is in ``traffic``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ REGISTERS_64_LANES, BLOCK_N_64_LANES = 175, 4  # AMD's compiler keeps more parti
 TILE_REGISTERS = 64  # of a thread, for a forward tile of several tokens: beyond it ptxas trades a spill for occupancy
 UNEVEN = 1.05  # rows of no multiple of 16 channels cost registers for addresses
 SPLIT_TOKENS = 32  # the least that is worth a program
-TWO_PASS = {"block_c": 256, "project_n": 32, "project_c": 64, "warps": 4}
+TWO_PASS = {"block_c": 256, "project_n": 32, "project_c": 64, "project_first": 16, "warps": 4}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def make_plan(
     else:
         passes, programs = 1, batch
         warps, block_n, head, tail = tile
-    splits = max(1, min(-(-2 * processors // max(1, programs)), count // SPLIT_TOKENS))
+    splits = max(1, min(2 * processors // max(1, programs), count // SPLIT_TOKENS))
     per_split = -(-count // splits)
     per_split = -(-per_split // block_n) * block_n
     return Plan(passes, block_n, head, tail, warps, STAGES[lanes], per_split, -(-count // per_split))

@@ -10,17 +10,16 @@ import triton.language as tl
 
 from hd_awd.pooling.kernels.parts import load, load_scores, store, store_scores, subtract
 
-FIRST = tl.constexpr(16)  # channels that are read once more, for an estimate of a token's mean
-
 
 @triton.jit
 def project(tokens, vectors, products, mean, inverse, count, eps, tokens_b, tokens_n, tokens_c, vectors_b,
             WIDTH: tl.constexpr, COUNT: tl.constexpr, QUERIES: tl.constexpr, BLOCK_N: tl.constexpr,
-            BLOCK_C: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+            BLOCK_C: tl.constexpr, FIRST: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Program (b, block of tokens): v_m . LN(h_n) into ``products`` (B, M, N), mean and 1/sigma (B, N) of each token.
 
     ``vectors`` (B, M, C) float32, centred over channels but for rounding, its batch stride may be 0. Sums are taken of
-    h less the mean of its first channels, so that a large common offset of a token cancels before it can cost digits.
+    h less the mean of its FIRST channels, which are read once more for it, so that a large common offset of a token
+    cancels before it can cost digits.
     """
     batch, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_N
     rows, columns, query = start + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_C), tl.arange(0, QUERIES)
@@ -81,29 +80,32 @@ def spread(tokens, queries, grad_pooled, weights, grad_scores, mean, inverse, al
     """Program (b, split, chunk): its piece of dh, and its part of dq, (B, splits, M, C) float32.
 
     As :func:`hd_awd.pooling.kernels.one_pass.backward` with a, ds and mean_c(dx x) = ``along`` (B, N) given;
-    ``queries`` (M, C) and ``grad_pooled`` (B, M, C) are centred over channels, float32 contiguous.
+    ``queries`` (M, C) and ``grad_pooled`` (B, M, C) are centred over channels, float32 contiguous; ``grad_tokens`` may
+    be None.
     """
     batch, split, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2) * BLOCK_C
     begin = split * tokens_per_split
     end = tl.minimum(begin + tokens_per_split, count)
-    base, out = tokens + batch * tokens_b, grad_tokens + batch * grad_b
-    query = tl.arange(0, QUERIES)[None, :, None]
-    q = load(queries, query, query < COUNT, WIDTH, 1, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
-    dz = grad_pooled + batch * COUNT * WIDTH
-    dz = load(dz, query, query < COUNT, WIDTH, 1, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
+    base, query = tokens + batch * tokens_b, tl.arange(0, QUERIES)[None, :, None]
+    if grad_tokens is not None:
+        out = grad_tokens + batch * grad_b
+        q = load(queries, query, query < COUNT, WIDTH, 1, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
+        dz = grad_pooled + batch * COUNT * WIDTH
+        dz = load(dz, query, query < COUNT, WIDTH, 1, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
     dq = tl.zeros([QUERIES, BLOCK_C], tl.float32)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         token = start + tl.arange(0, BLOCK_N)[:, None]
         rows = token[:, :, None]
         mu = tl.load(mean + batch * count + token, mask=token < end, other=0.0)
         scale = tl.load(inverse + batch * count + token, mask=token < end, other=0.0)
-        k = tl.load(along + batch * count + token, mask=token < end, other=0.0) * scale * scale
-        a = load_scores(weights, batch, start, end, COUNT * count, count, 1, COUNT, QUERIES, BLOCK_N) * scale
         ds = load_scores(grad_scores, batch, start, end, COUNT * count, count, 1, COUNT, QUERIES, BLOCK_N) * scale
         x = load(base, rows, rows < end, tokens_n, tokens_c, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
         x = subtract(x, mu, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
         dq += tl.sum(ds[:, :, None] * x, axis=0)
-        grad = tl.sum(a[:, :, None] * dz + ds[:, :, None] * q, axis=1)[:, None, :] - k[:, :, None] * x
-        store(out, rows, rows < end, grad_n, grad_c, grad, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
+        if grad_tokens is not None:
+            a = load_scores(weights, batch, start, end, COUNT * count, count, 1, COUNT, QUERIES, BLOCK_N) * scale
+            k = tl.load(along + batch * count + token, mask=token < end, other=0.0) * scale * scale
+            grad = tl.sum(a[:, :, None] * dz + ds[:, :, None] * q, axis=1)[:, None, :] - k[:, :, None] * x
+            store(out, rows, rows < end, grad_n, grad_c, grad, chunk, BLOCK_C, WIDTH, PADDED, THREADS)
     parts = grad_queries + (batch * tl.num_programs(1) + split) * COUNT * WIDTH
     store(parts, query, query < COUNT, WIDTH, 1, dq[None], chunk, BLOCK_C, WIDTH, PADDED, THREADS)

@@ -1,0 +1,23 @@
+"""What all paths do alike, in PyTorch's operations: vectors without their mean, scores with bias and mask."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def centred(vectors: Tensor) -> Tensor:
+    """Less the mean over the last dimension, which products with normalised tokens do not see but for rounding."""
+    return vectors - vectors.mean(dim=-1, keepdim=True)
+
+
+def logits(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    """scores (B, M, N) + bias, -inf where the mask (B, N) is False; without either the scores themselves."""
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    return scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))
+
+
+def log_total(logits: Tensor) -> Tensor:
+    """lse (B, M) = log sum_n exp(logits), +inf where all are -inf, so that exp(logits - lse) is zero there."""
+    total = logits.logsumexp(dim=-1)
+    return total.masked_fill_(total == float("-inf"), float("inf"))
