@@ -4,13 +4,16 @@
     hatch run bench attention-pool --dtype bfloat16 --out attention_pool_bfloat16
 
 Every case goes from tokens (B, N, C) to M pooled value vectors per sample, with layer norm and trainable parameters;
-before anything is timed, outputs and gradients of all but "mean" and "copy" are shown to agree. "naive", "mha" and
-"sdpa" project every token to keys and values of width C; names that end in d64 have the package's default head width.
-"forward" is without a graph, "forward+backward" has the gradients of tokens and parameters. "copy" copies the tokens
-into a buffer that exists already, in both passes; "op" is attention_pool alone, without projections. Peak memory is
-what forward+backward allocates beyond its inputs and parameters: activations, workspace, and the gradients of tokens
-and parameters, which no way can do without. Its ratio is of what lies beyond those gradients; workspace
-that is freed before the last of them is allocated does not show in it.
+before anything is timed, outputs and gradients of all but "mean" and "copy" are shown to agree, in float64 and in the
+dtype that is timed. "naive", "mha" and "sdpa" project every token to keys and values of width C; names that end in d64
+have the package's default head width. "forward" is without a graph, "forward+backward" has the gradients of tokens and
+parameters. "copy" copies the tokens into a buffer that exists already, in both passes; "op" is attention_pool alone,
+without projections.
+
+gb_per_s counts what no way can do without: tokens read (forward), read twice and a gradient written (forward+backward),
+read and written (copy). peak_mb is what forward+backward allocates beyond its inputs and parameters, gradients_mb of it
+are the gradients of tokens and parameters. workspace_mb is measured with frozen parameters, where the gradient of the
+tokens is all that comes back: the peak beyond that gradient; memory_ratio compares it.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ SHAPES = {  # (B, N, C)
 QUICK = {"quick": (2, 64, 72)}
 PER_TOKEN = ("naive", "mha", "sdpa")
 PASSES = ("forward", "forward+backward")
+NEEDED = {"forward": 1, "forward+backward": 3}  # how often the tokens' bytes must move
 # What is meant to be reached on a CPU in float32 at the first shape with four queries.
 TARGETS = (
     ("forward+backward", "torch", "speedup", ">=", 15.0),
@@ -94,17 +98,17 @@ def verified(
         torch.empty(shape, device=device, dtype=dtype), torch.empty(queries, shape[2], device=device, dtype=dtype)
     )
     fused = reason is None and device.type == "cuda"
-    exact = make_ways(shape[2], queries, dtype=torch.float64, device=device)
+    make = functools.partial(make_ways, shape[2], queries, device=device)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(min(shape[0], 2), *shape[1:], generator=generator, dtype=torch.float64).to(device)
+    exact = make(dtype=torch.float64)
     rows = check(exact, exact, tokens)
-    if fused:
-        single = make_ways(shape[2], queries, dtype=torch.float32, device=device, triton=True)
-        rows += check({key: way for key, way in single.items() if key.startswith("triton")}, exact, tokens)
+    ways = make(dtype=dtype, triton=fused)
+    rows += check(ways, make(dtype=torch.float64, rounded=dtype), tokens.to(dtype).double())
     print(f"{name} {shape}, M = {queries}: relative errors of output and gradients")
     runner.print_table(rows)
     print("" if fused else f"triton is left out: {reason or 'it would run in the interpreter'}\n")
-    return make_ways(shape[2], queries, dtype=dtype, device=device, triton=fused)
+    return ways
 
 
 def measure(ways: dict[str, Way], tokens: Tensor, queries: int, rounds: int) -> list[dict[str, object]]:
@@ -123,32 +127,44 @@ def measure(ways: dict[str, Way], tokens: Tensor, queries: int, rounds: int) -> 
             else:
                 cases[name] = lambda way=way: way.step(tokens, starts[way.head_width])
             if name == "sdpa" and direction == "forward":  # after a heavy one, like the copy
-                cases["op"] = functools.partial(attention_pool, tokens.detach(), vectors, backend="torch")
+                for backend in ("torch", "triton")[: 1 + ("triton" in ways)]:
+                    op = "op" if backend == "torch" else "op_triton"
+                    cases[op] = functools.partial(attention_pool, tokens.detach(), vectors, backend=backend)
             if name == "naive_d64":  # a heavy one, as make_ways wants it
                 cases["copy"] = lambda: buffer.detach().copy_(tokens.detach())
         found = timed(cases, rounds, tokens.device)
         best = min(PER_TOKEN, key=lambda name: statistics.median(found[name]))
-        peaks = (
-            {} if direction == "forward" else {name: peak_bytes(case, tokens.device) for name, case in cases.items()}
-        )
-
-        def extra(name: str, peaks: dict[str, int] = peaks) -> int:
-            """Peak bytes beyond the gradients, which every way must return."""
-            trained = [tokens, *ways[name].parameters.values()] if name in ways else []
-            return peaks[name] - sum(one.nbytes for one in trained)
-
+        memory = {} if direction == "forward" else allocated(ways, tokens, starts)
         for row in runner.summarise(found, "copy"):
             name = str(row["case"])
             speedups = [one / other for one, other in zip(found[best], found[name], strict=True)]
             row |= {"speedup": round(statistics.median(speedups), 3), "speedup_over": best}
-            row["gb_per_s"] = round(tokens.nbytes / statistics.median(found[name]) / 1e9, 3)
-            if peaks:
-                trained = [tokens, *ways[name].parameters.values()] if name in ways else []
-                row["peak_mb"] = round(peaks[name] / 1e6, 2)
-                row["gradients_mb"] = round(sum(one.nbytes for one in trained) / 1e6, 2)
-                row["memory_ratio"] = round(extra(name) / min(extra(one) for one in PER_TOKEN), 4)
-            rows.append({"pass": direction, "head_width": ways[name].head_width if name in ways else "", **row})
+            needed = tokens.nbytes * (2 if name == "copy" else NEEDED[direction])
+            row["gb_per_s"] = round(needed / statistics.median(found[name]) / 1e9, 3)
+            rows.append(
+                {"pass": direction, "head_width": ways[name].head_width if name in ways else ""}
+                | row
+                | memory.get(name, {})
+            )
     return rows
+
+
+def allocated(ways: dict[str, Way], tokens: Tensor, starts: dict[int, Tensor]) -> dict[str, dict[str, float]]:
+    """Per way the columns on memory."""
+    columns, workspace = {}, {}
+    for name, way in ways.items():
+        start = starts[way.head_width]
+        gradients = sum(one.nbytes for one in [tokens, *way.parameters.values()])
+        peak = peak_bytes(lambda way=way, start=start: way.step(tokens, start), tokens.device)
+        frozen = peak_bytes(lambda way=way, start=start: way.frozen_step(tokens, start), tokens.device)
+        workspace[name] = frozen - tokens.nbytes
+        columns[name] = {"peak_mb": peak, "gradients_mb": gradients, "workspace_mb": workspace[name]}
+    least = min(workspace[name] for name in PER_TOKEN)
+    return {
+        name: {key: round(value / 1e6, 2) for key, value in found.items()}
+        | {"memory_ratio": round(workspace[name] / least, 4)}
+        for name, found in columns.items()
+    }
 
 
 def timed(cases: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:

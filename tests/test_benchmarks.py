@@ -47,12 +47,15 @@ def test_attention_pool_writes_what_it_measured(tmp_path: Path) -> None:
         assert float(row["ratio_to_copy"]) > 0
         assert float(row["speedup"]) > 0
         assert float(row["gb_per_s"]) > 0
-        assert bool(row["peak_mb"]) == (direction == "forward+backward")
-        if direction == "forward+backward" and case != "copy":
+        measured = direction == "forward+backward" and case != "copy"
+        assert bool(row["peak_mb"]) == bool(row["memory_ratio"]) == measured
+        if measured:
             # The gradients are handed back, so they are there at the end.
             assert float(row["peak_mb"]) >= float(row["gradients_mb"]) > 0
+            assert float(row["workspace_mb"]) > 0
     assert float(found["forward", "copy"]["ratio_to_copy"]) == 1
-    assert float(found["forward+backward", "copy"]["peak_mb"]) == 0
+    least = min(float(found["forward+backward", case]["memory_ratio"]) for case in ("naive", "mha", "sdpa"))
+    assert least == 1
     assert Path(f"{out}.png").read_bytes().startswith(b"\x89PNG")
 
     again = run_benchmark("attention-pool", "--quick", "--dtype", "bfloat16", "--out", out)
@@ -74,3 +77,28 @@ def test_attention_pool_times_nothing_that_is_wrong(heads: ModuleType) -> None:
     )
     with pytest.raises(SystemExit, match=r"torch is not naive: .* in the gradient of tokens"):
         heads.check({**ways, "torch": wrong_gradient}, ways, tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_pool_checks_the_dtype_that_it_times(heads: ModuleType, dtype: torch.dtype) -> None:
+    """Against float64 with the same rounded weights and tokens; every way, the plain one too."""
+    device = torch.device("cpu")
+    ways = heads.make_ways(24, 3, dtype=dtype, device=device)
+    exact = heads.make_ways(24, 3, dtype=torch.float64, rounded=dtype, device=device)
+    tokens = torch.randn(2, 10, 24, generator=torch.Generator().manual_seed(0)).to(dtype).double()
+    assert {row["case"] for row in heads.check(ways, exact, tokens)} == CASES - {"mean", "copy"}
+    run, error = ways["torch"].run, 2 * heads.TOLERANCES[dtype]
+    wrong = dataclasses.replace(ways["torch"], run=lambda tokens: run(tokens) * (1 + error))
+    with pytest.raises(SystemExit, match=r"torch is not naive: .* in the output"):
+        heads.check({"torch": wrong}, exact, tokens)
+
+
+def test_a_frozen_step_gives_the_tokens_gradient_and_leaves_parameters_trainable(heads: ModuleType) -> None:
+    ways = heads.make_ways(24, 3, dtype=torch.float64, device=torch.device("cpu"))
+    tokens = torch.randn(2, 10, 24, dtype=torch.float64, requires_grad=True)
+    for way in ways.values():
+        start = torch.randn(2, 3, way.head_width, dtype=torch.float64)
+        output, gradient = way.frozen_step(tokens, start)
+        trained = way.step(tokens, start)
+        torch.testing.assert_close(output, trained[0])
+        torch.testing.assert_close(gradient, trained[1])

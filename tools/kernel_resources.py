@@ -1,7 +1,7 @@
 """Compile hd-awd's kernels for real GPUs, without one, and hold what they use against the committed table.
 
     hatch run aot               # check: fails on a spill, on too much shared memory, or on a drifted table
-    hatch run aot --write       # write the table anew (benchmarks/results/attention_pool_kernels.csv)
+    hatch run aot --write       # write the tables anew (benchmarks/results/attention_pool_kernels.csv, _bytes.csv)
 
 Shapes and kernels are not listed twice: the package's own launch code runs on the CPU with recorders in the kernels'
 places, and what it would have launched is compiled for each target.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
+import itertools
 import multiprocessing
 import os
 import re
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import kernel_tables
 import torch
 import triton
 from torch import Tensor
@@ -31,29 +32,17 @@ from triton.compiler import ASTSource
 
 from hd_awd.pooling.kernels import launch, one_pass, two_pass
 
-TABLE = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "attention_pool_kernels.csv"
 KERNELS = {
     name: kernel
     for module, names in ((one_pass, ("forward", "merge", "backward")), (two_pass, ("project", "combine", "spread")))
     for name in names
     for kernel in [getattr(module, name)]
 }
-# Name: Triton's target, processors, shared memory of one program in bytes.
-TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), 108, 163 * 1024),
-    "sm_90": (GPUTarget("cuda", 90, 32), 132, 227 * 1024),
-    "sm_100": (GPUTarget("cuda", 100, 32), 148, 227 * 1024),
-    "sm_120": (GPUTarget("cuda", 120, 32), 170, 99 * 1024),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), 304, 64 * 1024),
-}
-# (N, C) of the microbenchmark: SiT-B/2, SiT-XL/2 at 256 and 512 pixels, SANA; and the smallest and the largest rows.
-SHAPES = [(256, 72), (256, 768), (256, 1152), (1024, 1152), (1024, 2240), (1024, 4096)]
-QUERIES = (1, 4, 16)
+# (N, C) of the microbenchmark: SiT-B/2, SiT-XL/2 at 256 and 512 pixels, SANA; beside them a short and the longest row.
+USED = [(256, 768), (256, 1152), (1024, 1152), (1024, 2240)]
+SHAPES = [(256, 72), *USED, (1024, 4096)]
 BATCHES = (1, 16)
-DTYPES = (torch.bfloat16, torch.float32)
-COLUMNS = ["kernel", "target", "dtype", "C", "M", "block_n", "head", "tail", "warps", "registers", "spilled_bytes",
-           "shared_bytes", "exchanged"]  # fmt: skip
-KEY = COLUMNS[:9]
+COLUMNS = [*kernel_tables.KEY, "registers", "spilled_bytes", "shared_bytes", "exchanged", "triton"]
 
 
 class Recorder:
@@ -82,31 +71,35 @@ def recording(lanes: int, processors: int) -> Iterator[list[tuple[str, dict[str,
 
 
 def launches(lanes: int, processors: int) -> list[tuple[str, dict[str, Any]]]:
-    """Every launch over the grid of shapes, forward and backward, with a mask and a bias at one shape."""
+    """Every launch over the grid of shapes, forward and backward; every option at two shapes."""
     with recording(lanes, processors) as calls:
-        for dtype in DTYPES:
-            for count, width in SHAPES:
-                for amount in QUERIES:
-                    for batch in BATCHES:
-                        run(torch.zeros(batch, count, width, dtype=dtype), torch.zeros(amount, width))
-        extras = torch.zeros(16, 4, 256), torch.ones(16, 256, dtype=torch.bool), torch.zeros(16, 4, 256)
-        run(torch.zeros(16, 256, 1152, dtype=torch.bfloat16), torch.zeros(4, 1152), *extras)
+        for dtype in (torch.bfloat16, torch.float32):
+            for (count, width), batch in itertools.product(SHAPES, BATCHES):
+                for amount in (1, 4, 16):
+                    run((batch, count, width, amount), dtype)
+        for (count, width), batch in itertools.product(USED, BATCHES):
+            for amount in (2, 3):
+                run((batch, count, width, amount), torch.bfloat16)
+                run((batch, count, width, amount), torch.float32)
+            run((batch, count, width, 4), torch.float16)
+        for count, width in ((256, 1152), (1024, 2240)):
+            for amount, dtype in itertools.product((1, 4), (torch.bfloat16, torch.float32)):
+                run((16, count, width, amount), dtype, extras=True)
+                run((16, count, width, amount), dtype, want_tokens=False)
     return calls
 
 
 def run(
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None = None,
-    mask: Tensor | None = None,
-    grad_weights: Tensor | None = None,
+    sizes: tuple[int, int, int, int], dtype: torch.dtype, *, extras: bool = False, want_tokens: bool = True
 ) -> None:
-    """Forward and backward; nothing is computed."""
-    lse = torch.zeros(len(tokens), len(queries))
-    dz = torch.zeros(len(tokens), *queries.shape)
-    wanted = bias is not None
-    launch.pool_forward(tokens, queries, bias, mask, 1e-6, wanted)
-    launch.pool_backward(dz, grad_weights, tokens, queries, bias, mask, lse, lse, 1e-6, True, wanted)
+    """Forward and backward for B, N, C, M, with a bias, a mask and the weights or without; nothing is computed."""
+    batch, count, width, amount = sizes
+    tokens, queries = torch.zeros(batch, count, width, dtype=dtype), torch.zeros(amount, width)
+    bias = grad_weights = torch.zeros(batch, amount, count) if extras else None
+    mask = torch.ones(batch, count, dtype=torch.bool) if extras else None
+    lse, dz = torch.zeros(batch, amount), torch.zeros(batch, amount, width)
+    launch.pool_forward(tokens, queries, bias, mask, 1e-6, extras)
+    launch.pool_backward(dz, grad_weights, tokens, queries, bias, mask, lse, lse, 1e-6, want_tokens, extras)
 
 
 def compile_kernel(job: tuple[str, str, dict[str, Any], dict[str, str], dict[str, Any]]) -> dict[str, object]:
@@ -122,7 +115,7 @@ def compile_kernel(job: tuple[str, str, dict[str, Any], dict[str, str], dict[str
         attrs=divisible,
     )
     compiled = triton.compile(
-        source, target=TARGETS[target][0], options={"num_warps": facts["warps"], **launch.OPTIONS}
+        source, target=gpu_target(target), options={"num_warps": facts["warps"], **launch.OPTIONS}
     )
     row = {
         "kernel": name + facts["suffix"],
@@ -135,7 +128,16 @@ def compile_kernel(job: tuple[str, str, dict[str, Any], dict[str, str], dict[str
         "tail": constants.get("TAIL", 0),
         "warps": facts["warps"],
     }
-    return {**row, **resources(compiled), "exchanged": exchanged(compiled.asm["ttgir"])}
+    found = {**resources(compiled), "exchanged": exchanged(compiled.asm["ttgir"]), "triton": triton.__version__}
+    return row | found
+
+
+def gpu_target(name: str) -> GPUTarget:
+    """sm_90 -> GPUTarget("cuda", 90, 32); gfx942 -> GPUTarget("hip", "gfx942", 64)."""
+    lanes = kernel_tables.TARGETS[name][0]
+    if name.startswith("sm_"):
+        return GPUTarget("cuda", int(name.removeprefix("sm_")), lanes)
+    return GPUTarget("hip", name, lanes)
 
 
 def specialise(name: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
@@ -156,11 +158,14 @@ def specialise(name: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], di
             if value % 16 == 0:
                 divisible.append(one)
     tokens = arguments.get("tokens")
+    suffix = " + bias, mask, weights" if arguments.get("mask") is not None else ""
+    if "grad_tokens" in arguments and arguments["grad_tokens"] is None:
+        suffix += " - tokens' gradient"
     facts = {
         "divisible": divisible,
         "warps": arguments.get("num_warps", 4),
         "dtype": "float32" if tokens is None else str(tokens.dtype).removeprefix("torch."),
-        "suffix": " + bias, mask, weights" if arguments.get("mask") is not None else "",
+        "suffix": suffix,
     }
     return constants, signature, facts
 
@@ -204,75 +209,51 @@ def exchanged(ttgir: str) -> int:
     return largest
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write the table anew instead of checking it")
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
-    options = parser.parse_args()
+def compile_all(targets: list[str], processes: int) -> list[kernel_tables.Row]:
+    """The table of what every launch's kernel uses, sorted."""
     jobs: dict[str, Any] = {}
-    for target in options.targets:
-        gpu, processors, _ = TARGETS[target]
-        for name, arguments in launches(gpu.warp_size, processors):
+    for target in targets:
+        lanes, processors, _ = kernel_tables.TARGETS[target]
+        for name, arguments in launches(lanes, processors):
             job = (target, name, *specialise(name, arguments))
             jobs.setdefault(repr(job), job)
-    print(f"{len(jobs)} kernels for {', '.join(options.targets)}", flush=True)
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for done, row in enumerate(pool.imap(compile_kernel, jobs.values()), 1):
-            text = {name: str(row[name]) for name in COLUMNS}
-            key = tuple(text[name] for name in KEY)
-            # Variants that differ in nothing but the divisibility of a stride share a row: the worst of every figure.
-            for name in COLUMNS[len(KEY) :] if key in rows else ():
-                text[name] = str(max(int(text[name]), int(rows[key][name])))
-            rows[key] = text
-            if done % 25 == 0:
+    print(f"{len(jobs)} kernels for {', '.join(targets)}", flush=True)
+    rows: dict[tuple[str, ...], kernel_tables.Row] = {}
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for done, found in enumerate(pool.imap(compile_kernel, jobs.values()), 1):
+            row = {name: str(found[name]) for name in COLUMNS}
+            key = tuple(row[name] for name in kernel_tables.KEY)
+            rows[key] = worst(row, rows.get(key, row))
+            if done % 50 == 0:
                 print(f"  {done} of {len(jobs)}", flush=True)
-    table = [rows[key] for key in sorted(rows)]
-    problems = failures(table)
-    if options.write:
-        write(table)
-    else:
-        problems += drift(table, options.targets)
-    print("\n".join(problems) or f"no spills, shared memory within limits, {len(table)} rows as in {TABLE.name}")
+    return [rows[key] for key in sorted(rows)]
+
+
+def worst(one: kernel_tables.Row, other: kernel_tables.Row) -> kernel_tables.Row:
+    """The larger figures of two variants that share a row: they differ in the divisibility of a stride alone."""
+    figures = COLUMNS[len(kernel_tables.KEY) : -1]
+    return one | {name: str(max(int(one[name]), int(other[name]))) for name in figures}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write the tables anew instead of checking them")
+    parser.add_argument("--targets", nargs="+", choices=list(kernel_tables.TARGETS), help="for a check (default: all)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    options = parser.parse_args()
+    if options.write and options.targets:
+        parser.error("--write is for all targets: the table would lose the others")
+    table = compile_all(options.targets or list(kernel_tables.TARGETS), options.jobs)
+    tables = [(kernel_tables.RESOURCES, table), (kernel_tables.BYTES, kernel_tables.bytes_table())]
+    problems = kernel_tables.failures(table)
+    for path, rows in tables:
+        if options.write:
+            kernel_tables.write(path, rows)
+        else:
+            problems += kernel_tables.drift(path, rows)
+    drifted = "" if options.write else "; both tables are as committed"
+    print("\n".join(problems) or f"no spills, shared memory within limits, {len(table)} rows{drifted}")
     return 1 if problems else 0
-
-
-def failures(table: list[dict[str, str]]) -> list[str]:
-    """Rows that spill or that ask for more shared memory than the target has."""
-    found = []
-    for row in table:
-        name = " ".join(row[column] for column in KEY)
-        limit = TARGETS[row["target"]][2]
-        if int(row["spilled_bytes"]):
-            found.append(f"spills {row['spilled_bytes']} bytes: {name}")
-        if int(row["shared_bytes"]) > limit:
-            found.append(f"shared memory {row['shared_bytes']} of {limit} bytes: {name}")
-    return found
-
-
-def drift(table: list[dict[str, str]], targets: list[str]) -> list[str]:
-    """Differences from the committed table."""
-    with open(TABLE, newline="", encoding="utf-8") as file:
-        committed = [row for row in csv.DictReader(file) if row["target"] in targets]
-    versions = {row.pop("triton") for row in committed}
-    if versions != {triton.__version__}:
-        made = ", ".join(versions)
-        return [f"the table was made with Triton {made}, this is {triton.__version__}: use that one, or --write"]
-    ours = {tuple(row.values()) for row in table}
-    theirs = {tuple(row[name] for name in COLUMNS) for row in committed}
-    lines = [f"not in the table: {', '.join(row)}" for row in sorted(ours - theirs)]
-    return lines + [f"only in the table: {', '.join(row)}" for row in sorted(theirs - ours)]
-
-
-def write(table: list[dict[str, str]]) -> None:
-    temporary = TABLE.with_suffix(".partial")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, "triton"])
-        writer.writeheader()
-        writer.writerows({**row, "triton": triton.__version__} for row in table)
-    temporary.replace(TABLE)
-    print(f"wrote {TABLE}")
 
 
 if __name__ == "__main__":

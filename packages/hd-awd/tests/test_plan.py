@@ -75,9 +75,27 @@ def test_tiles_in_flight_fit_into_shared_memory(direction: str, itemsize: int, l
 @DIRECTIONS
 @ITEMSIZES
 @LANES
-def test_up_to_1152_channels_and_4_queries_take_one_pass(direction: str, itemsize: int, lanes: int) -> None:
+@pytest.mark.parametrize("extras", [False, True])
+def test_up_to_1152_channels_and_4_queries_take_one_pass(
+    direction: str, itemsize: int, lanes: int, extras: bool
+) -> None:
     for width, amount in itertools.product(range(1, 1153), (1, 2, 3, 4)):
-        assert make_plan(direction, 16, 256, width, amount, itemsize, lanes=lanes).passes == 1, (width, amount)
+        plan = make_plan(direction, 16, 256, width, amount, itemsize, extras=extras, lanes=lanes)
+        assert plan.passes == 1, (width, amount)
+
+
+@DIRECTIONS
+@ITEMSIZES
+def test_a_bias_or_a_mask_leaves_registers_for_itself(direction: str, itemsize: int) -> None:
+    """At 768 channels of 16 bits and 4 queries, where few are left; elsewhere never fewer passes."""
+    for width, amount in itertools.product(WIDTHS, AMOUNTS):
+        plain, extra = (
+            make_plan(direction, 16, 256, width, amount, itemsize, extras=extras) for extras in (False, True)
+        )
+        assert extra.passes >= plain.passes, (width, amount)
+        if (width, amount, itemsize) == (768, 4, 2):
+            held = [(amount + plan.block_n) * (plan.head + plan.tail) / plan.warps for plan in (plain, extra)]
+            assert held[1] < held[0]
 
 
 @DIRECTIONS

@@ -74,3 +74,12 @@ def test_any_call_with_its_own_plan(device: str, make_case: Any, check: Any, dat
     weights = data.draw(st.booleans(), label="weights")
     bias = data.draw(st.sampled_from(BIASES), label="bias")
     check(make_case(sizes, device=device, masked=True, weights=weights, bias=bias, seed=data.draw(st.integers(0, 99))))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_long_rows_with_their_own_plan(device: str, make_case: Any, check: Any, data: st.DataObject) -> None:
+    limits = {"B": (1, 2), "N": (1, 9), "C": (513, 4096), "M": (1, 16)}
+    sizes = tuple(data.draw(st.integers(*limits[name]), label=name) for name in "BNCM")
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), label="dtype")
+    check(make_case(sizes, dtype, device, masked=True, bias=data.draw(st.sampled_from(BIASES), label="bias")))

@@ -55,7 +55,15 @@ def test_every_plan_without_arguments(device: str, make_case: Any, check: Any, p
 
 @pytest.mark.parametrize(
     ("sizes", "passes"),
-    [((1, 3, 1152, 8), (1, 2)), ((1, 3, 1152, 16), (2, 2)), ((1, 3, 2240, 16), (2, 2)), ((1, 3, 2240, 3), (1, 1))],
+    [
+        ((1, 3, 1152, 8), (1, 2)),
+        ((1, 3, 1152, 16), (2, 2)),
+        ((1, 3, 2240, 16), (2, 2)),
+        ((1, 3, 2240, 3), (1, 1)),
+        ((1, 3, 4096, 1), (1, 1)),
+        ((1, 3, 4096, 4), (1, 2)),
+        ((1, 3, 4095, 16), (2, 2)),
+    ],
     ids=str,
 )
 def test_long_rows_by_their_default_plan(

@@ -31,7 +31,8 @@ def pool_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`hd_awd.pooling.blocks.pool_forward`; ``plan`` is made from the shape if not given."""
     tokens, queries = _reachable(tokens), queries.float().contiguous()
-    plan = plan or _plan("forward", tokens, len(queries))
+    extras = bias is not None or mask is not None or want_weights
+    plan = plan or _plan("forward", tokens, len(queries), extras=extras)
     (batch, count, width), amount = tokens.shape, len(queries)
     pooled = queries.new_empty(batch, amount, width)
     lse = queries.new_empty(batch, amount)
@@ -73,7 +74,8 @@ def pool_backward(
     """As :func:`hd_awd.pooling.blocks.pool_backward`; every program's part of dq is summed in a fixed order."""
     grad_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
     tokens, queries = _reachable(tokens), queries.float().contiguous()
-    plan = plan or _plan("backward", tokens, len(queries))
+    extras = bias is not None or mask is not None or grad_weights is not None
+    plan = plan or _plan("backward", tokens, len(queries), extras=extras)
     (batch, count, width), amount = tokens.shape, len(queries)
     grad_scores = queries.new_empty((batch, amount, count) if want_bias else (0,))
     if batch == 0:
@@ -175,11 +177,11 @@ def _reachable(tokens: Tensor) -> Tensor:
     return tokens.contiguous() if extent > OFFSETS else tokens
 
 
-def _plan(direction: str, tokens: Tensor, amount: int) -> Plan:
+def _plan(direction: str, tokens: Tensor, amount: int, *, extras: bool = False) -> Plan:
     lanes, processors = _device_facts(tokens.device)
     batch, count, width = tokens.shape
     size = tokens.element_size()
-    return make_plan(direction, batch, count, width, amount, size, lanes=lanes, processors=processors)
+    return make_plan(direction, batch, count, width, amount, size, extras=extras, lanes=lanes, processors=processors)
 
 
 def _lanes(device: torch.device) -> int:

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 STAGES = {32: 3, 64: 2}  # tiles in flight by lanes of a warp; each waits in shared memory, on AMD in registers
 TILE_BYTES = 64 * 1024  # of shared memory, all stages: at least one program of any target, three of a data-centre GPU's
 REGISTERS = {"forward": 236, "backward": 209.8}  # of 255 a thread, by the counts below
-REGISTERS_16_WARPS = {"forward": 128, "backward": 130}  # 65,536 over 512 threads leave 128; counts run high there
-REGISTERS_64_LANES, BLOCK_N_64_LANES = 175, 4  # AMD's compiler keeps more partial sums alive
-TILE_REGISTERS = 64  # of a thread, for a forward tile of several tokens: beyond it ptxas trades a spill for occupancy
+REGISTERS_16_WARPS = {"forward": 128, "backward": 120}  # 65,536 over 512 threads leave 128; counts run high there
+SQUEEZED = (120, 132)  # forward, 8 warps: ptxas may spill to come down to 128, for a second program on a processor
+REGISTERS_64_LANES, BLOCK_N_64_LANES = 160, 4  # AMD's compiler keeps more partial sums alive
+# Of a thread, for a tile of several tokens: beyond it ptxas trades a spill for occupancy. Backward, one query or more.
+TILE_REGISTERS = {"forward": (64, 64), "backward": (48, 32)}
+EXTRAS = 24  # for a bias, a mask or weights: their values and addresses
 UNEVEN = 1.05  # rows of no multiple of 16 channels cost registers for addresses
 SPLIT_TOKENS = 32  # the least that is worth a program
 TWO_PASS = {"block_c": 256, "project_n": 32, "project_c": 64, "project_first": 16, "warps": 4}
@@ -62,6 +65,7 @@ def make_plan(
     amount: int,
     itemsize: int,
     *,
+    extras: bool = False,
     lanes: int = 32,
     processors: int = 128,
 ) -> Plan:
@@ -69,10 +73,11 @@ def make_plan(
 
     Args:
         direction: "forward" or "backward".
+        extras: whether there is a bias, a mask, or weights to be returned or differentiated.
         lanes: threads of a warp: 32, or 64 on AMD's data-centre GPUs.
         processors: multiprocessors of the device.
     """
-    tile = _one_pass_tile(direction, width, amount, itemsize, lanes)
+    tile = _one_pass_tile(direction, width, amount, itemsize, extras, lanes)
     if tile is None:
         passes, warps, tail = 2, TWO_PASS["warps"], 0
         head = min(TWO_PASS["block_c"], max(lanes * warps, power_of_two(width)))
@@ -88,7 +93,7 @@ def make_plan(
 
 
 def _one_pass_tile(
-    direction: str, width: int, amount: int, itemsize: int, lanes: int
+    direction: str, width: int, amount: int, itemsize: int, extras: bool, lanes: int
 ) -> tuple[int, int, int, int] | None:
     """(warps, block_n, head, tail) of the first choice that fits and keeps four tokens, else the best that fits."""
     best = None
@@ -97,7 +102,7 @@ def _one_pass_tile(
         head, tail = _row(width, lanes * warps) if lanes == 32 else (max(lanes * warps, power_of_two(width)), 0)
         for block_n in (16, 8, 4, 2, 1):
             if STAGES[lanes] * block_n * (head + tail) * itemsize <= TILE_BYTES and _fits(
-                direction, block_n, width, (head + tail) // (lanes * warps), amount, warps, lanes
+                direction, block_n, width, (head + tail) // (lanes * warps), amount, extras, warps, lanes
             ):
                 if best is None or block_n > best[1]:
                     best = (warps, block_n, head, tail)
@@ -125,17 +130,21 @@ def _row(width: int, threads: int) -> tuple[int, int]:
     return (head, tail) if tail < head else (whole, 0)
 
 
-def _fits(direction: str, block_n: int, width: int, channels: int, amount: int, warps: int, lanes: int) -> bool:
+def _fits(
+    direction: str, block_n: int, width: int, channels: int, amount: int, extras: bool, warps: int, lanes: int
+) -> bool:
     """Whether a thread with so many channels of a row has the registers; the coefficients were fitted to ptxas."""
     queries = power_of_two(amount)
+    if block_n > 1 and block_n * channels > TILE_REGISTERS[direction][queries > 1]:
+        return False
     if direction == "forward":
-        if block_n * channels > TILE_REGISTERS and block_n > 1:
-            return False
         needed = 2.1 * queries * channels + block_n * channels + 2 * block_n * queries + 32
     else:
         needed = 3.9 * queries * channels + 2 * block_n * channels + 3 * block_n * queries + 20
-    needed *= 1 if width % 16 == 0 else UNEVEN
+    needed = needed * (1 if width % 16 == 0 else UNEVEN) + EXTRAS * extras
     if lanes == 64:
         return needed <= REGISTERS_64_LANES and block_n <= BLOCK_N_64_LANES
+    if direction == "forward" and warps == 8 and SQUEEZED[0] < needed < SQUEEZED[1]:
+        return False
     limit = REGISTERS_16_WARPS if warps >= 16 else REGISTERS
     return needed <= limit[direction]
