@@ -22,20 +22,24 @@ def inputs(batch: int = 4, count: int = 7, width: int = 5, amount: int = 3) -> t
     return tokens.requires_grad_(), torch.randn(amount, width, dtype=torch.float64, requires_grad=True)
 
 
-def in_blocks_of(samples: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so many elements each, as it is on a processor with one core."""
-    monkeypatch.setattr(blocks, "THREAD_ELEMENTS", samples * elements)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+def in_blocks_of(elements: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many elements for each of so many threads."""
+    monkeypatch.setattr(blocks, "THREAD_ELEMENTS", elements)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
 
 
 @pytest.mark.parametrize("bias_shape", list(SHAPES))
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("samples", [1, 3, 9], ids=["one sample", "three and one", "all"])
+@pytest.mark.parametrize(
+    ("elements", "threads"),
+    [(2 * 5, 1), (3 * 5, 3), (7 * 5, 1), (3 * 7 * 5, 1), (9 * 7 * 5, 1)],
+    ids=["two tokens", "three tokens of three samples", "one sample", "three and one", "all"],
+)
 def test_equals_autograd_through_the_folded_form(
-    bias_shape: str, masked: bool, samples: int, monkeypatch: pytest.MonkeyPatch
+    bias_shape: str, masked: bool, elements: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradients of tokens, queries and bias, through vectors and through weights, however samples are divided."""
-    in_blocks_of(samples, 7 * 5, monkeypatch)
+    """Gradients of tokens, queries and bias, through vectors and through weights, however tokens are divided."""
+    in_blocks_of(elements, threads, monkeypatch)
     tokens, queries = inputs()
     shape = SHAPES[bias_shape]
     bias = None if shape is None else torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -118,17 +122,18 @@ def test_a_large_offset_costs_no_more_than_storing_it(naive: Callable[..., Any])
     assert (attention_pool_folded(tokens, queries)[0].double() - expected).abs().max() > 4e-3
 
 
-def test_every_thread_has_whole_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_thread_has_whole_samples_or_even_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a batch has as many: two of 100,000 elements are nearer to a core's share than three."""
-    monkeypatch.setattr(blocks, "THREAD_ELEMENTS", 240_000)
-    for threads, sizes in ((1, [2, 2, 2, 1]), (2, [4, 3]), (8, [7])):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        found = list(blocks._blocks(torch.zeros(7, 100, 1000), torch.float32))
-        assert [len(memory) for _, memory in found] == sizes
-        assert torch.cat([torch.arange(7)[block] for block, _ in found]).tolist() == list(range(7))
-    one_each = blocks._blocks(torch.zeros(5, 1000, 1000), torch.float32)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert [len(memory) for _, memory in one_each] == [2, 2, 1]
+    for threads, found in ((1, (2, 100)), (2, (4, 100)), (8, (7, 100))):
+        in_blocks_of(240_000, threads, monkeypatch)
+        assert blocks._block(torch.zeros(7, 100, 1000), torch.float32)[:2] == found
+    in_blocks_of(240_000, 2, monkeypatch)
+    samples, rows, memory = blocks._block(torch.zeros(5, 1000, 1000), torch.float32)
+    assert (samples, rows, memory.numel()) == (2, 250, 500_000)
+    assert blocks._block(torch.zeros(1, 1000, 1000), torch.float32)[:2] == (1, 500)
+    assert blocks._block(torch.zeros(5, 3, 1_000_000), torch.float32)[:2] == (2, 1)
+    assert [len(range(7)[one]) for one in blocks._slices(7, 3)] == [3, 3, 1]
+    assert list(blocks._slices(0, 0)) == []
 
 
 def test_queries_far_from_zero_cost_no_digits(naive: Callable[..., Any]) -> None:
@@ -199,17 +204,17 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_no_float32_copy_of_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [4, 16, 32], ids=["a quarter of a sample", "one", "two"])
+def test_no_float32_copy_of_more_than_a_block(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, count, width = 12, 16, 32
-    block = 2 * count * width
-    in_blocks_of(2, count * width, monkeypatch)
+    in_blocks_of(rows * width, 1, monkeypatch)
     tokens, queries = torch.randn(batch, count, width).bfloat16(), torch.randn(2, width)
     with Largest() as forward:
         pooled, lse, _ = blocks.pool_forward(tokens, queries, None, None, 1e-6, False)
     with Largest() as backward:
         blocks.pool_backward(pooled, None, tokens, queries, None, None, lse, pooled.sum(-1), 1e-6, True, False)
-    assert forward.bytes[torch.float32] <= 4 * max(block, pooled.numel())
-    assert backward.bytes[torch.float32] <= 4 * max(block, pooled.numel())
+    assert forward.bytes[torch.float32] <= 4 * max(rows * width, pooled.numel())
+    assert backward.bytes[torch.float32] <= 4 * max(rows * width, pooled.numel())
     assert backward.bytes[torch.bfloat16] == 2 * tokens.numel()
 
 

@@ -15,9 +15,3 @@ def logits(scores: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     return scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))
-
-
-def log_total(logits: Tensor) -> Tensor:
-    """lse (B, M) = log sum_n exp(logits), +inf where all are -inf, so that exp(logits - lse) is zero there."""
-    total = logits.logsumexp(dim=-1)
-    return total.masked_fill_(total == float("-inf"), float("inf"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from hd_awd.pooling.kernels import one_pass, two_pass
 from hd_awd.pooling.kernels.plan import TWO_PASS, Plan, make_plan, power_of_two
 from hd_awd.pooling.kernels.traffic import MERGE_C
-from hd_awd.pooling.scores import centred, log_total, logits
+from hd_awd.pooling.scores import centred, logits
 
 OFFSETS = 2**31 - 1  # within a sample the kernels count in 32 bits
 OPTIONS = {
@@ -46,7 +46,8 @@ def pool_forward(
             return pooled, lse, weights
         scores, mean, inverse = _project(plan, tokens, centred(queries)[None], eps)
         scores = logits(scores, bias, mask)
-        lse = log_total(scores)
+        lse = scores.logsumexp(dim=-1)
+        lse = lse.masked_fill_(lse == float("-inf"), float("inf"))
         weights = scores.sub_(lse[..., None]).exp_()
         parts = pooled[:, None] if plan.splits == 1 else pooled.new_empty(batch, plan.splits, amount, width)
         two_pass.combine[_two_pass_grid(plan, tokens)](
