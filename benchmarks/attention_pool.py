@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.rounds < 2:
         parser.error("--rounds must be at least 2")
+    runner.keep_freed_memory()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes}
     rounds = min(options.rounds, 3) if options.quick else options.rounds
@@ -201,13 +203,9 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         path = Path(folder) / "trace.json"
         record.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted(
-        ((e["ts"], e["args"]) for e in events if e.get("name") == "[memory]"), key=lambda change: change[0]
-    )
-    if not changes:
-        return 0
-    totals = [values["Total Allocated"] for _, values in changes]
-    return max(totals) - (totals[0] - changes[0][1]["Bytes"])
+    # By the changes, not by the allocator's totals, which threads may note in another order than the changes'.
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+    return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
 def surroundings(device: torch.device) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import platform
 import statistics
 import sys
@@ -13,6 +14,18 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next allocation, as allocators made for training do.
+
+    By itself it decides so, or for pages fresh from the system, by the order in which memory happened to be freed; in
+    some processes a step whose gradients are large then takes half as long again.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library, m_trim_threshold, m_mmap_threshold = ctypes.CDLL(None), -1, -3
+        library.mallopt(m_trim_threshold, 2**31 - 1)
+        library.mallopt(m_mmap_threshold, 32 * 1024**2)  # the most that it takes
 
 
 def interleave(cases: dict[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, list[float]]:

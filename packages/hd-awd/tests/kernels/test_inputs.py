@@ -43,6 +43,19 @@ def test_a_split_without_a_token(device: str, make_case: Any, check: Any, planne
 
 
 @PASSES
+def test_a_bias_of_minus_infinity_is_a_mask(
+    device: str, make_case: Any, compute: Any, planned: Any, passes: int
+) -> None:
+    """At single tokens, in a whole split, in a whole sample."""
+    case = make_case((3, 16, 24, 3), device=device, masked=True, weights=True)
+    case.mask[0, :4] = False
+    infinite = torch.zeros(3, 1, 16, device=device).masked_fill(~case.mask[:, None], float("-inf"))
+    plans = planned(case, passes, 4, block_n=4)
+    by_mask, by_bias = compute(case, *plans), compute(dataclasses.replace(case, bias=infinite, mask=None), *plans)
+    assert all(torch.equal(value, by_bias[name]) for name, value in by_mask.items())
+
+
+@PASSES
 def test_a_sample_without_a_token_is_exactly_zero(
     device: str, make_case: Any, compute: Any, planned: Any, passes: int
 ) -> None:
