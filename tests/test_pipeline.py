@@ -96,7 +96,7 @@ def train_stage_2(student: nn.Module, teacher: GaussianTeacher, fake: nn.Module,
             loss = loss + 3e-3 * generator_loss(critic(tap(x_t, t)))
             update(turns["student"], loss)
         rate.step()
-        update(turns["fake"], fake_score_loss(fake, sample, levels=levels, generator=generator).loss)
+        update(turns["fake"], fake_score_loss(fake, sample, noise_levels=levels, generator=generator).loss)
         seen = [noised(x, levels, generator)[:2] for x in (teacher.data(256, generator), sample.detach())]
         update(turns["critic"], discriminator_loss(*(critic(tap(x_t, t)) for x_t, t in seen)))
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dmd_helpers import seeded
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -9,10 +10,6 @@ from scipy import stats
 from hd_dmd import LevelSampler, LogitNormalLevels, UniformLevels, shift_levels
 
 SAMPLERS = [UniformLevels, LogitNormalLevels]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @given(t=st.floats(0, 1), shift=st.floats(0.05, 20))

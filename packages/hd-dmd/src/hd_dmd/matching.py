@@ -69,7 +69,7 @@ class DistributionMatchingOutput:
 class DistributionMatchingLoss:
     """L_DM = 1/2 mse(x, stopgrad(x - g)); its gradient in x is g / (element count) [DMD2, 2405.14867]."""
 
-    levels: LevelSampler = dataclass_field(default_factory=UniformLevels)
+    noise_levels: LevelSampler = dataclass_field(default_factory=UniformLevels)
     """draws the noise levels"""
     floor: float = 1e-6
     """lower bound of the normaliser, > 0"""
@@ -101,7 +101,7 @@ class DistributionMatchingLoss:
             ValueError: if a field returns another shape than the sample's.
         """
         x = sample.detach()
-        x_t, t, _ = noised(x, self.levels, generator)
+        x_t, t, _ = noised(x, self.noise_levels, generator)
         with torch.no_grad():
             v_real = check_output(real(x_t, t, **cond), x, "the real field")
             v_fake = check_output(fake(x_t, t, **cond), x, "the fake field")
@@ -119,13 +119,15 @@ class DistributionMatchingLoss:
         )
 
 
-def noised(x: Tensor, levels: LevelSampler, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def noised(
+    x: Tensor, noise_levels: LevelSampler, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw levels and noise: (x_t, t, n) with x_t = (1 - t) x + t n.
 
     x_t has x's shape and dtype; t, of shape (B,), and n, of x's shape, are in float32 or better.
     """
     precise = torch.promote_types(x.dtype, torch.float32)
-    t = levels.sample(x.shape[0], generator, x.device).to(precise)
+    t = noise_levels.sample(x.shape[0], generator, x.device).to(precise)
     where = x.device if generator is None else generator.device
     noise = torch.randn(x.shape, generator=generator, device=where, dtype=precise).to(x.device)
     times = expand_times(t, x)

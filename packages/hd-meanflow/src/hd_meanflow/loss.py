@@ -143,21 +143,21 @@ class MeanFlowLoss:
                 torch.clear_autocast_cache()
         velocity = velocity.to(precise)
         target, derivative_rms = velocity, velocity.new_zeros(())
-        moving = torch.nonzero(r != t)[:, 0]
-        if len(moving):
+        r_below_t = torch.nonzero(r != t)[:, 0]
+        if len(r_below_t):
             derivative = total_derivative(
                 student,
-                x_t[moving],
-                t[moving],
-                r[moving],
-                velocity[moving],
+                x_t[r_below_t],
+                t[r_below_t],
+                r[r_below_t],
+                velocity[r_below_t],
                 method=self.derivative,
                 step=self.step,
-                **select(cond, moving, batch),
+                **select(cond, r_below_t, batch),
             ).to(precise)
             derivative_rms = derivative.square().mean().sqrt()
             target = target.index_copy(
-                0, moving, mean_velocity_target(velocity[moving], derivative, t[moving], r[moving])
+                0, r_below_t, mean_velocity_target(velocity[r_below_t], derivative, t[r_below_t], r[r_below_t])
             )
         u = check_output(student(x_t, t, r, **cond), x, "the student")
         error = (u.to(precise) - target.detach()).square().flatten(1).sum(dim=1)
