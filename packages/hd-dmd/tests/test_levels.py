@@ -51,7 +51,7 @@ def test_levels_lie_in_their_range(sampler, ends, shift, batch):
     assert (t <= high + 1e-6).all()
 
 
-def test_uniform_defaults_follow_dmd2():
+def test_uniform_law():
     t = UniformLevels().sample(20_000, seeded(1)).numpy()
     assert stats.kstest(t, stats.uniform(0.02, 0.96).cdf).pvalue > 1e-3
 
