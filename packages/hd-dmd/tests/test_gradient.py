@@ -147,5 +147,5 @@ def test_shape_errors_name_the_argument():
         values[i] = x[:, :1]
         with pytest.raises(ValueError, match=rf"{name} must have sample's shape \(4, 2\); got \(4, 1\)"):
             distribution_matching_gradient(x, values[0], t, values[1], values[2])
-    with pytest.raises(ValueError, match=r"t must have shape \(4,\), one time per sample; got \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"times must have shape \(4,\), one per sample; got \(4, 1\)"):
         distribution_matching_gradient(x, x, t[:, None], x, x)

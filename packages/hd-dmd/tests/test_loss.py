@@ -168,12 +168,3 @@ def test_errors_name_the_argument():
         DistributionMatchingLoss()(sample, real=good, fake=bad)
     with pytest.raises(ValueError, match="the fake field must return a tensor"):
         DistributionMatchingLoss()(sample, real=good, fake=lambda x, t: None)
-
-
-def test_settings_are_checked_frozen_and_keyword_only():
-    with pytest.raises(ValueError, match="floor must be > 0"):
-        DistributionMatchingLoss(floor=0.0)
-    with pytest.raises(TypeError):
-        DistributionMatchingLoss(UniformLevels())
-    with pytest.raises(AttributeError):
-        DistributionMatchingLoss().floor = 1.0

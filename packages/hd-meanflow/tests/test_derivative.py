@@ -180,7 +180,7 @@ def test_works_with_any_callable():
 )
 def test_a_field_without_a_tangent_is_loud(field):
     x, t = torch.randn(3, 1), torch.rand(3)
-    with pytest.raises(RuntimeError, match="carries no tangent"):
+    with pytest.raises(ValueError, match=r"carries no tangent.*derivative=\"difference\""):
         total_derivative(field, x, t, t / 2, x)
 
 
@@ -190,7 +190,7 @@ def test_bad_arguments_are_named():
         total_derivative(GAUSSIAN.field, x, t, t, x, method="exact")
     with pytest.raises(ValueError, match="velocity must have x_t's shape"):
         total_derivative(GAUSSIAN.field, x, t, t, x[:, :1])
-    with pytest.raises(ValueError, match=r"t must have shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"times must have shape \(3,\)"):
         total_derivative(GAUSSIAN.field, x, t[:2], t[:2], x)
     with pytest.raises(ValueError, match="0 <= r <= t <= 1"):
         total_derivative(GAUSSIAN.field, x, t / 2, t, x)

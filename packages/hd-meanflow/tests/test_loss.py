@@ -224,28 +224,6 @@ def test_a_generator_decides_the_times():
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"derivative": "exact"}, "derivative must be one of jvp, difference; got 'exact'"),
-        ({"p": -1.0}, "p must be >= 0"),
-        ({"c": 0.0}, "c > 0"),
-        ({"step": 0.0}, "step must lie in"),
-        ({"step": 0.5}, "step must lie in"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        MeanFlowLoss(**settings)
-
-
-def test_settings_are_frozen_and_keyword_only():
-    with pytest.raises(TypeError):
-        MeanFlowLoss(LogitNormalTimes())
-    with pytest.raises(AttributeError):
-        MeanFlowLoss().p = 0.5
-
-
 def test_errors_name_the_argument():
     x, noise = draw_pair()
     with pytest.raises(ValueError, match="noise must have x's shape"):

@@ -114,7 +114,7 @@ def test_shape_errors_name_the_argument():
         interpolate(x, torch.randn(4), t)
     with pytest.raises(ValueError, match="noise must have"):
         conditional_velocity(x, torch.randn(3, 2))
-    with pytest.raises(ValueError, match=r"t must have shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"times must have shape \(4,\)"):
         interpolate(x, x, torch.rand(4, 1))
     with pytest.raises(ValueError, match="u must have x_t's shape"):
         jump(x, torch.randn(4, 1), t, t)
