@@ -39,7 +39,7 @@ def test_expand_times_scales_each_sample(shape):
 def test_expand_times_refuses_a_scalar_and_a_column():
     x = torch.zeros(3, 2)
     for t in (torch.tensor(0.5), torch.rand(3, 1), torch.rand(2)):
-        with pytest.raises(ValueError, match=r"t must have shape \(3,\), one time per sample; got"):
+        with pytest.raises(ValueError, match=r"times must have shape \(3,\), one per sample; got"):
             expand_times(t, x)
 
 

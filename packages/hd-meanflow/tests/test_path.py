@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from meanflow_helpers import GAUSSIAN
 from scipy.integrate import quad, solve_ivp
 
 from hd_meanflow import conditional_velocity, interpolate, jump
@@ -15,44 +16,44 @@ def scalar(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def test_mean_velocity_number_of_the_method_page(gaussian):
-    u = gaussian.mean_velocity(scalar(1.3), scalar(0.2), scalar(0.8))
+def test_mean_velocity_number_of_the_method_page():
+    u = GAUSSIAN.mean_velocity(scalar(1.3), scalar(0.2), scalar(0.8))
     assert u.item() == pytest.approx(0.3259076658, abs=5e-11)
 
 
-def test_closed_form_position_solves_the_flow(gaussian):
+def test_closed_form_position_solves_the_flow():
     """The oracle itself against an ODE solver that knows the velocity alone."""
     flow = solve_ivp(
-        lambda s, x: gaussian.velocity(torch.from_numpy(x), scalar(s)).numpy(),
+        lambda s, x: GAUSSIAN.velocity(torch.from_numpy(x), scalar(s)).numpy(),
         (0.8, 0.2),
         [1.3],
         rtol=1e-11,
         atol=1e-12,
     )
-    assert gaussian.position(scalar(1.3), scalar(0.8), scalar(0.2)).item() == pytest.approx(flow.y[0, -1], abs=1e-9)
+    assert GAUSSIAN.position(scalar(1.3), scalar(0.8), scalar(0.2)).item() == pytest.approx(flow.y[0, -1], abs=1e-9)
 
 
 @pytest.mark.parametrize(("r", "t"), [(0.0, 1.0), (0.2, 0.8), (0.5, 0.51), (0.0, 0.3)])
-def test_mean_velocity_is_the_mean_of_the_velocity(gaussian, r, t):
+def test_mean_velocity_is_the_mean_of_the_velocity(r, t):
     x = scalar(1.3)
 
     def along(s: float) -> float:
-        return gaussian.velocity(gaussian.position(x, scalar(t), scalar(s)), scalar(s)).item()
+        return GAUSSIAN.velocity(GAUSSIAN.position(x, scalar(t), scalar(s)), scalar(s)).item()
 
     integral, _ = quad(along, r, t, epsabs=1e-12)
-    assert gaussian.mean_velocity(x, scalar(r), scalar(t)).item() == pytest.approx(integral / (t - r), abs=1e-9)
+    assert GAUSSIAN.mean_velocity(x, scalar(r), scalar(t)).item() == pytest.approx(integral / (t - r), abs=1e-9)
 
 
-def test_velocity_is_the_conditional_expectation(gaussian):
+def test_velocity_is_the_conditional_expectation():
     """v(x, t) = E[eps - x_0 | x_t]: the slope of a linear regression on samples, as all is Gaussian."""
-    x0 = gaussian.mean + gaussian.std * torch.randn(400_000, dtype=torch.float64)
+    x0 = GAUSSIAN.mean + GAUSSIAN.std * torch.randn(400_000, dtype=torch.float64)
     eps = torch.randn_like(x0)
     t = torch.full_like(x0, 0.6)
     x_t, v = interpolate(x0, eps, t), conditional_velocity(x0, eps)
     slope = ((x_t - x_t.mean()) * v).mean() / x_t.var()
     grid = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
     fitted = v.mean() + slope * (grid - x_t.mean())
-    torch.testing.assert_close(fitted, gaussian.velocity(grid, scalar(0.6)), atol=0.02, rtol=0)
+    torch.testing.assert_close(fitted, GAUSSIAN.velocity(grid, scalar(0.6)), atol=0.02, rtol=0)
 
 
 def test_interpolate_runs_from_data_to_noise():
@@ -71,29 +72,29 @@ def test_conditional_velocity_is_the_slope_of_the_path():
 
 
 @given(r=unit, t=unit, x=st.floats(-4, 4))
-def test_jump_lands_on_the_trajectory(gaussian, r, t, x):
+def test_jump_lands_on_the_trajectory(r, t, x):
     r, t = min(r, t), max(r, t)
     x_t, start, end = (torch.tensor([value], dtype=torch.float64) for value in (x, t, r))
-    landed = jump(x_t, gaussian.mean_velocity(x_t, end, start), start, end)
-    torch.testing.assert_close(landed, gaussian.position(x_t, start, end), atol=1e-12, rtol=0)
+    landed = jump(x_t, GAUSSIAN.mean_velocity(x_t, end, start), start, end)
+    torch.testing.assert_close(landed, GAUSSIAN.position(x_t, start, end), atol=1e-12, rtol=0)
 
 
-def test_one_jump_from_noise_gives_the_data_distribution(gaussian):
+def test_one_jump_from_noise_gives_the_data_distribution():
     eps = torch.randn(200_000, 1, dtype=torch.float64)
     one, zero = torch.ones(len(eps), dtype=torch.float64), torch.zeros(len(eps), dtype=torch.float64)
-    x = jump(eps, gaussian.field(eps, one, zero), one, zero)
-    assert x.mean().item() == pytest.approx(gaussian.mean, abs=0.005)
-    assert x.std().item() == pytest.approx(gaussian.std, abs=0.005)
+    x = jump(eps, GAUSSIAN.field(eps, one, zero), one, zero)
+    assert x.mean().item() == pytest.approx(GAUSSIAN.mean, abs=0.005)
+    assert x.std().item() == pytest.approx(GAUSSIAN.std, abs=0.005)
 
 
-def test_euler_steps_miss_the_jump_by_order_one_over_n(gaussian):
+def test_euler_steps_miss_the_jump_by_order_one_over_n():
     """Why a mean velocity is wanted at all: the N-step Euler average misses u(x, 0, 1) by about 0.85 / N."""
 
     def miss(steps: int) -> float:
         x = scalar(1.3)
         for i in range(steps, 0, -1):
-            x = x - gaussian.velocity(x, scalar(i / steps)) / steps
-        return (x - gaussian.position(scalar(1.3), scalar(1.0), scalar(0.0))).abs().item()
+            x = x - GAUSSIAN.velocity(x, scalar(i / steps)) / steps
+        return (x - GAUSSIAN.position(scalar(1.3), scalar(1.0), scalar(0.0))).abs().item()
 
     assert miss(64) / miss(128) == pytest.approx(2, abs=0.1)
 
@@ -113,7 +114,7 @@ def test_shape_errors_name_the_argument():
         interpolate(x, torch.randn(4), t)
     with pytest.raises(ValueError, match="noise must have"):
         conditional_velocity(x, torch.randn(3, 2))
-    with pytest.raises(ValueError, match=r"t must have shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"times must have shape \(4,\)"):
         interpolate(x, x, torch.rand(4, 1))
     with pytest.raises(ValueError, match="u must have x_t's shape"):
         jump(x, torch.randn(4, 1), t, t)

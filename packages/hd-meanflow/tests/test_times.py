@@ -78,20 +78,3 @@ def test_without_a_generator_the_global_seed_decides(sampler):
 def test_drawn_on_the_generators_device_then_moved(sampler):
     t, r = sampler().sample(4, torch.Generator(), "meta")
     assert t.device.type == r.device.type == "meta"
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", ["interval_share", "endpoint_share"])
-@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
-def test_shares_outside_the_unit_interval_are_named(sampler, name, value):
-    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\]"):
-        sampler(**{name: value})
-
-
-def test_settings_are_frozen_and_keyword_only():
-    with pytest.raises(ValueError, match="std must be > 0"):
-        LogitNormalTimes(std=0.0)
-    with pytest.raises(TypeError):
-        LogitNormalTimes(0.5)
-    with pytest.raises(AttributeError):
-        UniformTimes().interval_share = 0.5
