@@ -36,7 +36,8 @@ def to_restructured_text(docstring: str) -> str:
             body.append(lines.pop(0))
         parts += [paragraphs("\n".join(text)), section(SECTIONS[line], dedent("\n".join(body)))]
         text = []
-    return "\n\n".join([*parts, paragraphs("\n".join(text))]).strip() + "\n"
+    parts.append(paragraphs("\n".join(text)))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def paragraphs(text: str) -> str:

@@ -37,7 +37,7 @@ def train(network: nn.Module, loss: MeanFlowLoss, teacher: nn.Module | None, ste
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        x = data(512)
+        x = data(256)
         optimizer.zero_grad()
         loss(network, x, torch.randn_like(x), teacher=teacher).loss.backward()
         optimizer.step()
