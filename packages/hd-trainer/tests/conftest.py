@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from torch import nn
+from trainer_helpers import SHORT, hdistill, perturbed_teacher, tiny_settings
 
 from hd_trainer import Settings
 from hd_trainer.context import Context
 from hd_trainer.pipeline import context_of
-from trainer_helpers import SHORT, hdistill, perturbed_teacher, tiny_settings
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The digits recipe's first 50 steps of each stage, held against a committed record: a change of code changes no number.
+"""The digits recipe's first 50 steps of each stage, held against a committed record.
 
 Bits depend on the processor and on PyTorch: they are compared where both are the record's, elsewhere the numbers within
 a tolerance that grows with the steps, since training amplifies rounding.

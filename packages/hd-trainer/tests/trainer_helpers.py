@@ -120,7 +120,7 @@ def perturbed_teacher(settings: Settings, context: Context) -> nn.Module:
 def prepare_task(
     stage: str, settings: Settings, context: Context, network: nn.Module, start: nn.Module | None = None, **changes: Any
 ) -> Task:
-    """The stage's real task on tiny networks, its settings changed; stage 2 starts from ``start`` or a fresh student."""
+    """The stage's real task, its settings changed; stage 2 starts from ``start`` or a fresh student."""
     own = dataclasses.replace(getattr(settings, stage), **changes)
     if stage == "teacher":
         return teacher.prepare(own, context, fresh_network(settings.model, context))
