@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH, MAX_QUERIES = 4096, 16
+MAX_TOKENS = 65535 * 32  # a grid's second axis, by the tokens of a program that projects
 OLDEST_TRITON = (3, 3)
 OLDEST_CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -27,8 +28,11 @@ def why_not_triton(tokens: Tensor, queries: Tensor) -> str | None:
     amount, width = queries.shape
     if width > MAX_WIDTH or amount > MAX_QUERIES:
         return f"it takes at most {MAX_WIDTH} channels and {MAX_QUERIES} queries; got {width} and {amount}"
-    if tokens.shape[1] * width >= 2**31:
-        return f"a sample must have fewer than 2^31 elements; got {tokens.shape[1] * width}"
+    count = tokens.shape[1]
+    if count * max(width, amount) >= 2**31:
+        return f"a sample must have fewer than 2^31 elements and scores; got {count * max(width, amount)}"
+    if count > MAX_TOKENS:
+        return f"it takes at most {MAX_TOKENS} tokens; got {count}"
     return None
 
 

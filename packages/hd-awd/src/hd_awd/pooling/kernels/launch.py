@@ -31,6 +31,7 @@ def pool_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`hd_awd.pooling.blocks.pool_forward`; ``plan`` is made from the shape if not given."""
     tokens, queries = _reachable(tokens), queries.float().contiguous()
+    bias, mask = (None if one is None else _reachable(one) for one in (bias, mask))
     extras = bias is not None or mask is not None or want_weights
     plan = plan or _plan("forward", tokens, len(queries), extras=extras)
     (batch, count, width), amount = tokens.shape, len(queries)
@@ -73,18 +74,19 @@ def pool_backward(
     plan: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`hd_awd.pooling.blocks.pool_backward`; every program's part of dq is summed in a fixed order."""
-    grad_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
-    tokens, queries = _reachable(tokens), queries.float().contiguous()
+    given, tokens, queries = tokens, _reachable(tokens), queries.float().contiguous()
+    bias, mask = (None if one is None else _reachable(one) for one in (bias, mask))
+    written = torch.empty_like(tokens) if want_tokens else None  # within the kernels' reach, as the tokens are
     extras = bias is not None or mask is not None or grad_weights is not None
     plan = plan or _plan("backward", tokens, len(queries), extras=extras)
     (batch, count, width), amount = tokens.shape, len(queries)
     grad_scores = queries.new_empty((batch, amount, count) if want_bias else (0,))
     if batch == 0:
-        return grad_tokens, torch.zeros_like(queries), grad_scores
+        return _laid_out_as(given, written), torch.zeros_like(queries), grad_scores
     parts = queries.new_empty(batch * plan.splits, amount, width)
     grad_pooled = grad_pooled.contiguous()
     grad_weights = None if grad_weights is None else grad_weights.contiguous()
-    written = grad_tokens if want_tokens else None
+    lse, delta = lse.contiguous(), delta.contiguous()
     with _device(tokens):
         if plan.passes == 1:
             one_pass.backward[(batch, plan.splits)](
@@ -93,7 +95,7 @@ def pool_backward(
                 *tokens.stride(), *_strides(bias, 3), *_strides(mask, 2), *_strides(written, 3),
                 **_whole_rows(plan, tokens, amount),
             )  # fmt: skip
-            return grad_tokens, parts.sum(dim=0), grad_scores
+            return _laid_out_as(given, written), parts.sum(dim=0), grad_scores
         queries, dz = centred(queries), centred(grad_pooled)
         both, mean, inverse = _project(plan, tokens, torch.cat([queries.expand_as(dz), dz], dim=1), eps)
         score, g = both.split(amount, dim=1)
@@ -104,7 +106,7 @@ def pool_backward(
             tokens, queries, dz, a, ds, mean, inverse, along, written, parts, count, plan.tokens_per_split,
             *tokens.stride(), *_strides(written, 3), **_chunked(plan, tokens, amount),
         )  # fmt: skip
-        return grad_tokens, parts.sum(dim=0), ds if want_bias else grad_scores
+        return _laid_out_as(given, written), parts.sum(dim=0), ds if want_bias else grad_scores
 
 
 def _one_pass_forward(
@@ -172,10 +174,18 @@ def _strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
     return (0,) * dimensions if tensor is None else tensor.stride()
 
 
-def _reachable(tokens: Tensor) -> Tensor:
-    """The tokens, copied only where a sample's far end is out of reach of 32 bits."""
-    extent = sum((size - 1) * stride for size, stride in zip(tokens.shape[1:], tokens.stride()[1:], strict=True))
-    return tokens.contiguous() if extent > OFFSETS else tokens
+def _reachable(tensor: Tensor) -> Tensor:
+    """Tokens, bias or mask, copied only where a sample's far end is out of reach of 32 bits."""
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+    return tensor.contiguous() if extent > OFFSETS else tensor
+
+
+def _laid_out_as(tokens: Tensor, gradient: Tensor | None) -> Tensor:
+    """The gradient with the strides that the shape function gives it; without elements for None."""
+    if gradient is None:
+        return tokens.new_empty(0)
+    expected = torch.empty_like(tokens, device="meta").stride()
+    return gradient if gradient.stride() == expected else torch.empty_like(tokens).copy_(gradient)
 
 
 def _plan(direction: str, tokens: Tensor, amount: int, *, extras: bool = False) -> Plan:
