@@ -18,9 +18,9 @@ from hd_awd.pooling.folded import attention_pool_folded
 SHAPES = {"none": None, "N": (7,), "MN": (3, 7), "BMN": (4, 3, 7), "B1N": (4, 1, 7), "M1": (3, 1)}
 
 
-def inputs(batch: int = 4, count: int = 7, width: int = 5, amount: int = 3) -> tuple[Tensor, Tensor]:
-    tokens = 2 * torch.randn(batch, count, width, dtype=torch.float64) + 1
-    return tokens.requires_grad_(), torch.randn(amount, width, dtype=torch.float64, requires_grad=True)
+def inputs(batch: int = 4, num_tokens: int = 7, width: int = 5, num_queries: int = 3) -> tuple[Tensor, Tensor]:
+    tokens = 2 * torch.randn(batch, num_tokens, width, dtype=torch.float64) + 1
+    return tokens.requires_grad_(), torch.randn(num_queries, width, dtype=torch.float64, requires_grad=True)
 
 
 def in_blocks_of(elements: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +208,9 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("rows", [16, 64, 128], ids=["a quarter of a sample", "one", "two"])
 def test_no_float32_copy_of_more_than_a_block(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, count, width = 5, 64, 32
+    batch, num_tokens, width = 5, 64, 32
     in_blocks_of(rows * width, 1, monkeypatch)
-    tokens, queries = torch.randn(batch, count, width).bfloat16(), torch.randn(1, width)
+    tokens, queries = torch.randn(batch, num_tokens, width).bfloat16(), torch.randn(1, width)
     with Largest() as forward:
         pooled, lse, _ = blocks.pool_forward(tokens, queries, None, None, 1e-6, False)
     found = []

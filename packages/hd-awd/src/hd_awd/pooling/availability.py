@@ -25,14 +25,14 @@ def why_not_triton(tokens: Tensor, queries: Tensor) -> str | None:
         return reason
     if tokens.dtype not in DTYPES or queries.dtype not in DTYPES:
         return f"tokens and queries must be float32, bfloat16 or float16; got {tokens.dtype} and {queries.dtype}"
-    amount, width = queries.shape
-    if width > MAX_WIDTH or amount > MAX_QUERIES:
-        return f"it takes at most {MAX_WIDTH} channels and {MAX_QUERIES} queries; got {width} and {amount}"
-    count = tokens.shape[1]
-    if count * max(width, amount) >= 2**31:
-        return f"a sample must have fewer than 2^31 elements and scores; got {count * max(width, amount)}"
-    if count > MAX_TOKENS:
-        return f"it takes at most {MAX_TOKENS} tokens; got {count}"
+    num_queries, width = queries.shape
+    if width > MAX_WIDTH or num_queries > MAX_QUERIES:
+        return f"it takes at most {MAX_WIDTH} channels and {MAX_QUERIES} queries; got {width} and {num_queries}"
+    num_tokens = tokens.shape[1]
+    if num_tokens * max(width, num_queries) >= 2**31:
+        return f"a sample must have fewer than 2^31 elements and scores; got {num_tokens * max(width, num_queries)}"
+    if num_tokens > MAX_TOKENS:
+        return f"it takes at most {MAX_TOKENS} tokens; got {num_tokens}"
     return None
 
 
