@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hd_trainer.errors import UserError
 
 if TYPE_CHECKING:
-    from hd_trainer.recipes import list_recipes, load_recipe
     from hd_trainer.pipeline import run
+    from hd_trainer.recipes import list_recipes, load_recipe
     from hd_trainer.settings import Settings
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The ``hdistill`` command. Whatever is heavy is imported by the command that needs it: help must not wait for PyTorch."""
+"""The ``hdistill`` command. A command imports what it needs itself: help must not wait for PyTorch."""
 
 from __future__ import annotations
 

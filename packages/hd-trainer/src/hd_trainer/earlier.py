@@ -44,13 +44,18 @@ DISCRIMINATOR = {
     "head_width": "head_width",
     "hidden": "hidden",
 }
-SETTINGS |= {f"distribution.adversary.{old}": f"distribution.discriminator.network.{new}" for old, new in DISCRIMINATOR.items()}
+SETTINGS |= {
+    f"distribution.adversary.{old}": f"distribution.discriminator.network.{new}" for old, new in DISCRIMINATOR.items()
+}
 
 #: Of pool_over, whose values have changed with its name.
 POOL_OVER = {"vectors": "features"}
 
 #: Pairs (low, high) that are samplers of noise levels now.
-LEVELS = {"distribution.levels": "distribution.noise_levels", "distribution.adversary.levels": "distribution.discriminator.noise_levels"}
+LEVELS = {
+    "distribution.levels": "distribution.noise_levels",
+    "distribution.adversary.levels": "distribution.discriminator.noise_levels",
+}
 
 #: Of metrics.jsonl, where a name has changed.
 METRICS = {

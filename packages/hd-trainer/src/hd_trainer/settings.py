@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -102,10 +102,14 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
 
 
 def _hints(kind: type[Any]) -> dict[str, Any]:
-    """Type of each setting. One that is a protocol (the times of a held loss) is no setting: its owner fills it in."""
+    """Type of each setting. What a held loss leaves open (its times, which its owner fills in) is no setting."""
     hints = get_type_hints(kind)
-    names = [one.name for one in dataclasses.fields(kind)]
-    return {name: hints[name] for name in names if not getattr(hints[name], "_is_protocol", False)}
+    return {one.name: hints[one.name] for one in dataclasses.fields(kind) if not _is_open(hints[one.name])}
+
+
+def _is_open(hint: Any) -> bool:
+    """Whether the type is a protocol, or a choice between record and none."""
+    return getattr(hint, "_is_protocol", False) or any(dataclasses.is_dataclass(one) for one in get_args(hint))
 
 
 def _fits(value: Any, kind: type) -> bool:

@@ -71,7 +71,9 @@ def _images(name: str, images: Any) -> Tensor:
     elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.movedim(3, 1)
     if x.ndim != 4:
-        raise UserError(f"data set {name!r}: images must be (N, H, W), (N, C, H, W) or (N, H, W, C); got {tuple(x.shape)}")
+        raise UserError(
+            f"data set {name!r}: images must be (N, H, W), (N, C, H, W) or (N, H, W, C); got {tuple(x.shape)}"
+        )
     if x.dtype == torch.uint8:
         return (x.float() / 127.5 - 1).contiguous()
     if not x.is_floating_point():
@@ -84,7 +86,8 @@ def _labels(name: str, labels: Any, number: int) -> Tensor:
     found = _tensor(name, "labels", labels)
     if found.is_floating_point() or found.dtype == torch.bool or found.shape != (number,):
         raise UserError(
-            f"data set {name!r}: labels must be {number} integers, one per image; got {found.dtype} {tuple(found.shape)}"
+            f"data set {name!r}: labels must be {number} integers, one per image; "
+            f"got {found.dtype} {tuple(found.shape)}"
         )
     if number and int(found.min()) < 0:
         raise UserError(f"data set {name!r}: labels must be >= 0; got {int(found.min())}")

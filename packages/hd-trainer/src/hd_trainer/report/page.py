@@ -47,26 +47,32 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
     last = summary["last"].name
     real = _held_out(context)
     unit = f"FD-{context.data.name}"
-    page = _environment().get_template("page.html").render(
-        version=hd_trainer.__version__,
-        recipe=settings.recipe,
-        unit=unit,
-        facts=facts,
-        total_seconds=sum(facts["training_seconds"].values()),
-        rows=rows,
-        titles=TITLES,
-        summary=summary,
-        warnings=warnings(rows, summary, out),
-        samples={name: figures.picture(pictures(context.data, x), _columns(context)) for name, x in samples.items()},
-        neighbours=figures.picture(_with_neighbours(samples[last][:10], context), 10),
-        curves={stage: figures.curves(out / stage, stage) for stage in STAGES},
-        trade_off=figures.trade_off(rows, unit),
-        weights=attention.token_weights(
-            context, networks["teacher"], real, samples[last][: len(real)], out / "distribution"
-        ),
-        command=command_line(settings),
-        settings=to_json(settings),
-        weight_level=attention.LEVEL,
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            version=hd_trainer.__version__,
+            recipe=settings.recipe,
+            unit=unit,
+            facts=facts,
+            total_seconds=sum(facts["training_seconds"].values()),
+            rows=rows,
+            titles=TITLES,
+            summary=summary,
+            warnings=warnings(rows, summary, out),
+            samples={
+                name: figures.picture(pictures(context.data, x), _columns(context)) for name, x in samples.items()
+            },
+            neighbours=figures.picture(_with_neighbours(samples[last][:10], context), 10),
+            curves={stage: figures.curves(out / stage, stage) for stage in STAGES},
+            trade_off=figures.trade_off(rows, unit),
+            weights=attention.token_weights(
+                context, networks["teacher"], real, samples[last][: len(real)], out / "distribution"
+            ),
+            command=command_line(settings),
+            settings=to_json(settings),
+            weight_level=attention.LEVEL,
+        )
     )
     write_text(out / REPORT, page)
     return out / REPORT
@@ -84,7 +90,8 @@ def command_line(settings: Settings) -> str:
         candidates.append(["hdistill run", settings.recipe, *["--smoke"] * smoke, *flags])
     if not candidates:
         return f"hdistill run {settings.recipe}"
-    return " ".join(min(candidates, key=len))
+    _, shortest = min((len(words), words) for words in candidates)
+    return " ".join(shortest)
 
 
 def _environment() -> jinja2.Environment:
@@ -111,16 +118,16 @@ def _columns(context: Context) -> int:
     return min(10, len(context.data.classes) or 10)
 
 
-def _samples(
-    settings: Settings, context: Context, networks: dict[str, nn.Module], teacher: Row
-) -> dict[str, Tensor]:
+def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module], teacher: Row) -> dict[str, Tensor]:
     """Every stage's samples from the same noise and conditions, the teacher's in the steps of its row ``teacher``."""
     cond = {name: value.to(context.device) for name, value in grid_conditions(context.data, ROWS_OF_SAMPLES).items()}
     size = len(next(iter(cond.values()))) if cond else ROWS_OF_SAMPLES * 10
     noise = draws.picture_noise(context.data.shape, FIRST_SEED, size, context.device)
     found = {}
     for stage, network in networks.items():
-        draw, _ = sampler(network, teacher.steps if stage == "teacher" else 1, settings.evaluation.guidance, context.data.null)
+        draw, _ = sampler(
+            network, teacher.steps if stage == "teacher" else 1, settings.evaluation.guidance, context.data.null
+        )
         found[stage] = draw(noise, cond)
     return found
 

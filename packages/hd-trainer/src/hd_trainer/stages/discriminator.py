@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -23,9 +23,9 @@ from hd_dmd import UniformLevels
 from hd_meanflow import interpolate
 from hd_trainer.checks import check_choice, check_number
 from hd_trainer.context import Context
+from hd_trainer.earlier import upgrade_discriminator
 from hd_trainer.engine.draws import seeded
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings
-from hd_trainer.earlier import upgrade_discriminator
 from hd_trainer.errors import UserError
 from hd_trainer.files import read_json, read_tensors, write_json, write_tensors
 

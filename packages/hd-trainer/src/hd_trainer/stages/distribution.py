@@ -177,7 +177,7 @@ def student_step(
     generator: torch.Generator,
     turn: int,
 ) -> dict[str, Tensor]:
-    """One update of the student, number ``turn``, by distribution matching and by the discriminator's word; its scalars."""
+    """Update number ``turn`` of the student, by distribution matching and by the discriminator's word; its scalars."""
     judge, gan_loss = networks.judge, settings.discriminator.gan_loss
     record: dict[str, Tensor] = {}
     loss = sample.new_zeros(())
