@@ -168,3 +168,35 @@ def test_errors_name_the_argument():
         DistributionMatchingLoss()(sample, real=good, fake=bad)
     with pytest.raises(ValueError, match="the fake field must return a tensor"):
         DistributionMatchingLoss()(sample, real=good, fake=lambda x, t: None)
+
+
+def gradients(*networks: torch.nn.Module) -> list[torch.Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for network in networks for p in network.parameters()]
+
+
+def test_a_turn_that_freezes_the_others_has_the_same_gradient() -> None:
+    """Each optimiser's turn: freeze what is not its own, then backward. Only the owner has a gradient, the usual one."""
+    student, real, fake = (MLP().double() for _ in range(3))
+    noise = torch.randn(8, 2, dtype=torch.float64)
+
+    def student_turn() -> torch.Tensor:
+        sample = student(noise, torch.ones(8))
+        return DistributionMatchingLoss()(sample, real=real, fake=fake, generator=seeded()).loss
+
+    def fake_score_turn() -> torch.Tensor:
+        return fake_score_loss(fake, student(noise, torch.ones(8)), generator=seeded()).loss
+
+    for turn, owner, others in ((student_turn, student, (real, fake)), (fake_score_turn, fake, (real, student))):
+        turn().backward()
+        want = gradients(owner)
+        assert all(grad is not None and grad.abs().sum() > 0 for grad in want)
+        for network in (owner, *others):
+            network.zero_grad()
+        for other in others:
+            other.requires_grad_(False)
+        turn().backward()
+        torch.testing.assert_close(gradients(owner), want, atol=0, rtol=0)
+        assert all(grad is None for grad in gradients(*others))
+        for network in (owner, *others):
+            network.zero_grad()
+            network.requires_grad_(True)
