@@ -175,7 +175,7 @@ def gradients(*networks: torch.nn.Module) -> list[torch.Tensor | None]:
 
 
 def test_a_turn_that_freezes_the_others_has_the_same_gradient() -> None:
-    """Each optimiser's turn: freeze what is not its own, then backward. Only the owner has a gradient, the usual one."""
+    """Each optimiser's turn: freeze what is not its own, then backward. Its owner alone has a gradient."""
     student, real, fake = (MLP().double() for _ in range(3))
     noise = torch.randn(8, 2, dtype=torch.float64)
 
