@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from hd_trainer.device import Precision
-from hd_trainer.errors import UserError, check_choice, check_seed
+from hd_trainer.checks import check_choice, check_seed
+from hd_trainer.earlier import FORMAT, upgrade_settings
+from hd_trainer.engine.loop import LoopSettings
+from hd_trainer.engine.precision import Precision
+from hd_trainer.errors import UserError
 from hd_trainer.evaluation import EvaluationSettings
-from hd_trainer.loop import LoopSettings
+from hd_trainer.networks import ModelSettings
 from hd_trainer.stages.distribution import DistributionSettings
 from hd_trainer.stages.teacher import TeacherSettings
 from hd_trainer.stages.trajectory import TrajectorySettings
@@ -20,32 +23,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The network of teacher and student."""
-
-    name: str = "dit_nano_2"
-    """a name of hd_zoo.list_models()"""
-    width: int | None = None
-    """None: the model's own"""
-    depth: int | None = None
-    """None: the model's own"""
-    time_scale: float = 1.0
-    """factor on t before its sinusoids; it multiplies du/dt"""
-
-    def overrides(self) -> dict[str, Any]:
-        """The arguments for hd_zoo.create_model beside the data's own."""
-        chosen: dict[str, Any] = {"time_scale": self.time_scale}
-        return chosen | {name: value for name in ("width", "depth") if (value := getattr(self, name)) is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Settings:
     """A whole run: data, networks, three stages, evaluation."""
 
     recipe: Annotated[str, tyro.conf.Suppress]
     """the recipe these settings came from"""
-    data: Annotated[str, tyro.conf.Suppress]
-    """data set, a name of hd_trainer.data"""
+    data: str
+    """data set: a name of hd_trainer.data, or path/to/file.py:function"""
     seed: int = 0
     """decides every random number of the run"""
     device: str = "auto"
@@ -66,32 +50,43 @@ class Settings:
 
 def to_json(settings: Settings) -> dict[str, Any]:
     """Settings as plain JSON values (tuples become lists), for ``recipe.json``."""
-    return _plain(dataclasses.asdict(settings))
+    return {"format": FORMAT, **_plain(settings)}
 
 
-def from_json(kind: type[T], values: Any, where: str) -> T:
-    """Settings of class ``kind`` from what :func:`to_json` gave; nested settings and tuples are restored.
+def settings_from_json(values: Any, where: str) -> Settings:
+    """Settings from what :func:`to_json` gave, or an earlier version.
 
     Raises:
         UserError: naming ``where`` and the setting, for one that is unknown, missing or impossible.
     """
+    return from_json(Settings, upgrade_settings(values) if isinstance(values, dict) else values, where)
+
+
+def from_json(kind: type[T], values: Any, where: str) -> T:
+    """Settings of class ``kind`` from plain JSON values; nested settings and tuples are restored.
+
+    Raises:
+        UserError: as :func:`settings_from_json`.
+    """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: {kind.__name__} must be an object; got {values!r}")
-    hints = get_type_hints(kind)
+        raise UserError(f"{where}: {kind.__name__} must be an object; got {str(values)[:60]}")
+    hints = _hints(kind)
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
-        raise UserError(f"{where}: unknown setting(s) {', '.join(unknown)}; it was made by another version")
+        raise UserError(f"{where}: unknown setting(s) {', '.join(unknown)[:200]}; it was made by another version")
     arguments = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
             value = from_json(hints[name], value, f"{where}: {name}")
         elif isinstance(value, list):
             value = tuple(value)
+        elif value is not None and hints[name] in (str, int, float, bool) and not _fits(value, hints[name]):
+            raise UserError(f"{where}: {name} must be {hints[name].__name__}; got {str(value)[:60]}")
         arguments[name] = value
     try:
         return kind(**arguments)
-    except (TypeError, UserError) as error:
-        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: {str(error)[:300]}") from error
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
@@ -106,7 +101,24 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
     return found
 
 
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Type of each setting. What a held loss leaves open (its times, which its owner fills in) is no setting."""
+    hints = get_type_hints(kind)
+    return {one.name: hints[one.name] for one in dataclasses.fields(kind) if not _is_open(hints[one.name])}
+
+
+def _is_open(hint: Any) -> bool:
+    """Whether the type is a protocol, or a choice between record and none."""
+    return getattr(hint, "_is_protocol", False) or any(dataclasses.is_dataclass(one) for one in get_args(hint))
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in _hints(type(value))}
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""In which precision to compute."""
 
 from __future__ import annotations
 
@@ -7,25 +7,7 @@ from typing import Literal
 
 import torch
 
-from hd_trainer.errors import UserError
-
 Precision = Literal["auto", "bf16", "fp32"]
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is the accelerator if there is one, else the CPU.
-
-    Raises:
-        UserError: for a device that PyTorch does not know or does not have.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f'device "{name}" cannot be used here ({str(error).splitlines()[0]}); try "auto"') from error
-    return device
 
 
 def has_bf16(device: torch.device) -> bool:

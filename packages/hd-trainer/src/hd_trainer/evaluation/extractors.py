@@ -1,4 +1,4 @@
-"""The metric network: a small classifier whose features stand for "what a digit looks like"."""
+"""Extractors: networks whose features stand for "what an image looks like". One ships with the package, for digits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from importlib import resources
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
+
+from hd_trainer.data import Dataset
 
 FEATURES = 64
 
@@ -39,15 +41,20 @@ class DigitsClassifier(nn.Module):
         return features, self.head(features.relu())
 
 
-def load_metric_network(name: str = "digits") -> DigitsClassifier:
-    """The shipped network, frozen, in evaluation mode.
+def extractor_for(data: Dataset) -> nn.Module | None:
+    """The extractor of a data set, frozen; None where there is none, so that no distance can be measured.
 
     Raises:
         RuntimeError: if the weights in the package are not the ones whose hash was committed with them.
     """
+    return load_digits_classifier() if data.name == "digits" else None
+
+
+def load_digits_classifier() -> DigitsClassifier:
+    """The shipped network, frozen, in evaluation mode; see :func:`extractor_for`."""
     folder = resources.files("hd_trainer") / "weights"
-    content = (folder / f"{name}_metric.safetensors").read_bytes()
-    expected = json.loads((folder / f"{name}_metric.json").read_text(encoding="utf-8"))["sha256"]
+    content = (folder / "digits_metric.safetensors").read_bytes()
+    expected = json.loads((folder / "digits_metric.json").read_text(encoding="utf-8"))["sha256"]
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise RuntimeError(
@@ -61,6 +68,6 @@ def load_metric_network(name: str = "digits") -> DigitsClassifier:
 
 @torch.no_grad()
 def extract(network: nn.Module, images: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
-    """Features (N, F) and logits (N, classes) of images (N, 1, 8, 8), batch by batch."""
+    """Features (N, F) and logits (N, classes) of images (N, C, H, W), batch by batch."""
     parts = [network(chunk) for chunk in images.split(batch)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
