@@ -9,7 +9,6 @@ import jinja2
 import torch
 from torch import Tensor, nn
 
-import hd_trainer
 from hd_trainer.context import Context
 from hd_trainer.data import Batch, grid_conditions, pictures, read_all
 from hd_trainer.engine import draws
@@ -23,6 +22,7 @@ from hd_trainer.report.summary import summarise, warnings
 from hd_trainer.run_folder import stage_folders
 from hd_trainer.settings import Settings, to_json
 from hd_trainer.stages import STAGES
+from hd_trainer.version import __version__
 
 REPORT = "report.html"
 ROWS_OF_SAMPLES = 8
@@ -51,7 +51,7 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
         _environment()
         .get_template("page.html")
         .render(
-            version=hd_trainer.__version__,
+            version=__version__,
             recipe=settings.recipe,
             unit=unit,
             facts=facts,
