@@ -53,6 +53,24 @@ def test_round_trip_bit_for_bit(
     assert (found.architecture, found.arguments) == (saved.architecture, saved.arguments)
 
 
+def test_names_of_arguments_before_are_still_read(tmp_path: Path) -> None:
+    """``interval`` and ``heads``, today ``r_embedding`` and ``num_heads``."""
+    saved = to_student(create_model("dit_nano_2", width=16, depth=1, num_heads=2))
+    folder = save_pretrained(saved, tmp_path)
+    config = json.loads((folder / CONFIG).read_text())
+    for then, now in (("interval", "r_embedding"), ("heads", "num_heads")):
+        config["arguments"][then] = config["arguments"].pop(now)
+    (folder / CONFIG).write_text(json.dumps(config))
+    found = from_pretrained(folder)
+    assert found.arguments == saved.arguments
+    for key, tensor in saved.state_dict().items():
+        assert torch.equal(found.state_dict()[key], tensor)
+    config["arguments"]["num_heads"] = 2
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="unknown argument 'heads'"):  # both names: which is meant?
+        from_pretrained(folder)
+
+
 def test_dtype_casts_on_loading(network: nn.Module, folder: Path) -> None:
     found = from_pretrained(folder, dtype=torch.bfloat16).state_dict()
     for key, tensor in network.state_dict().items():

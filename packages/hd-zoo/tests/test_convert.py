@@ -88,7 +88,7 @@ def test_reversed_time_of_a_mean_velocity(gaussian: Any, points: tuple[Tensor, T
 
 
 def test_reversing_twice_changes_nothing(randomised: Any, batch: Any) -> None:
-    network = randomised(create_model("mlp_2d", classes=3, interval="added").double())
+    network = randomised(create_model("mlp_2d", classes=3, r_embedding="added").double())
     twice = ReversedTime(ReversedTime(network))
     x, t, r, labels = batch(network, dtype=torch.float64)
     for second in (None, r):
@@ -202,7 +202,7 @@ def test_the_index_has_its_derivative_between_two_steps(gaussian: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", [DiffusedNoise, EDMDenoiser, lambda n: EDMDenoiser(n, sigma_data=0.5)])
 def test_the_ends_of_time_are_finite(kind: Callable[..., Any], dtype: torch.dtype, randomised: Any) -> None:
-    network = randomised(create_model("mlp_2d", width=8, interval="added").to(dtype))
+    network = randomised(create_model("mlp_2d", width=8, r_embedding="added").to(dtype))
     field = kind(network)
     x, t = torch.randn(2, 2, dtype=dtype), torch.tensor([0.0, 1.0], dtype=dtype)
     for r in (None, t, torch.zeros_like(t)):
@@ -212,7 +212,7 @@ def test_the_ends_of_time_are_finite(kind: Callable[..., Any], dtype: torch.dtyp
 
 @pytest.mark.parametrize("kind", [DiffusedNoise, EDMDenoiser, lambda n: EDMDenoiser(n, sigma_data=0.5, sigma_max=9.0)])
 def test_past_its_end_the_field_is_the_one_there(kind: Callable[..., Any], randomised: Any) -> None:
-    network = randomised(create_model("mlp_2d", width=8, interval="decoupled").double())
+    network = randomised(create_model("mlp_2d", width=8, r_embedding="decoupled").double())
     field = kind(network)
     x = torch.randn(3, 2, dtype=torch.float64)
     end = torch.full((3,), field.t_end, dtype=torch.float64)
@@ -288,23 +288,23 @@ NESTED = {**CONVERTERS, "nested": lambda network: ReversedTime(DataPrediction(Re
 
 @pytest.fixture
 def teacher(randomised: Any) -> Any:
-    return randomised(create_model("dit_nano_2", classes=3, width=16, depth=2, heads=2).double(), std=0.1)
+    return randomised(create_model("dit_nano_2", classes=3, width=16, depth=2, num_heads=2).double(), std=0.1)
 
 
 @pytest.mark.parametrize("kind", NESTED)
-@pytest.mark.parametrize("interval", ["added", "decoupled"])
+@pytest.mark.parametrize("r_embedding", ["added", "decoupled"])
 def test_a_student_behind_a_converter_starts_as_the_teacher(
-    interval: str, kind: str, teacher: Any, batch: Any, randomised: Any
+    r_embedding: str, kind: str, teacher: Any, batch: Any, randomised: Any
 ) -> None:
     field = NESTED[kind](teacher).requires_grad_(False).eval()
-    student = to_student(field, interval)
+    student = to_student(field, r_embedding)
     assert type(student) is type(field)
     assert student.arguments == field.arguments
     assert not student.training
     x, t, r, labels = batch(teacher, dtype=torch.float64)
     expected = field(x, t, labels=labels)
     assert expected.isfinite().all()
-    for second in (None, t) if interval == "decoupled" else (None, t, r, torch.zeros_like(t)):
+    for second in (None, t) if r_embedding == "decoupled" else (None, t, r, torch.zeros_like(t)):
         torch.testing.assert_close(student(x, t, second, labels=labels), expected, atol=1e-13, rtol=1e-13)
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert not any(parameter.requires_grad for parameter in field.parameters())
@@ -316,10 +316,10 @@ def test_a_student_behind_a_converter_starts_as_the_teacher(
 
 
 @pytest.mark.parametrize("kind", [one for one in CONVERTERS if one != "reversed_time"])
-@pytest.mark.parametrize("interval", [None, "added"])
-def test_r_reaches_a_network_that_has_an_interval_and_no_other(interval: str | None, kind: str, recorder: Any) -> None:
+@pytest.mark.parametrize("r_embedding", [None, "added"])
+def test_r_reaches_a_network_that_takes_it_and_no_other(r_embedding: str | None, kind: str, recorder: Any) -> None:
     inner = recorder(lambda x, t, r=None: x)
-    inner.interval = interval
+    inner.takes_r = r_embedding is not None
     field = CONVERTERS[kind](inner)
     x, t = torch.randn(3, 2), torch.rand(3) * 0.8 + 0.1
     field(x, t, t / 2)
@@ -327,7 +327,7 @@ def test_r_reaches_a_network_that_has_an_interval_and_no_other(interval: str | N
     field(x, t)
     whole, none, absent = inner.calls
     assert absent["r"] is None
-    if interval is None:
+    if r_embedding is None:
         assert whole["r"] is None
     else:
         assert torch.equal(none["r"], none["t"])  # r passes through the same clock as t
@@ -339,8 +339,8 @@ def test_r_reaches_a_network_that_has_an_interval_and_no_other(interval: str | N
 
 def test_the_derivative_of_a_converted_field(teacher: Any, batch: Any) -> None:
     """Along x, t and r together, against central differences."""
-    for kind, interval in itertools.product(NESTED, ("added", "decoupled")):
-        field = NESTED[kind](to_student(teacher, interval))
+    for kind, r_embedding in itertools.product(NESTED, ("added", "decoupled")):
+        field = NESTED[kind](to_student(teacher, r_embedding))
         x, t, r, labels = batch(teacher, count=2, dtype=torch.float64)
         tangents = (torch.randn_like(x), torch.ones_like(t), 0.3 * torch.ones_like(r))
 

@@ -129,9 +129,9 @@ def test_around_a_network_it_owns_its_parameters_and_has_its_derivative(randomis
         ((-1.0,), {}, "scale must be >= 0 and finite; got -1.0"),
         ((float("nan"),), {}, "scale must be >= 0"),
         ((float("inf"),), {}, "scale must be >= 0 and finite"),
-        ((1.0, (0.5, 0.2)), {}, "interval must satisfy"),
-        ((1.0, (-0.1, 0.2)), {}, "interval must satisfy"),
-        ((1.0, (0.1, 1.2)), {}, "interval must satisfy"),
+        ((1.0, (0.5, 0.2)), {}, "guidance_interval must satisfy"),
+        ((1.0, (-0.1, 0.2)), {}, "guidance_interval must satisfy"),
+        ((1.0, (0.1, 1.2)), {}, "guidance_interval must satisfy"),
         ((1.0,), {"null": {}}, "null must name at least one condition"),
     ],
 )

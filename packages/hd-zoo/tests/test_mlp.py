@@ -35,7 +35,7 @@ def plain_forward(state: dict[str, Tensor], x: Tensor, t: Tensor, gap: Tensor, l
 
 def test_equals_an_independent_forward_pass(randomised: Callable[..., nn.Module], batch: Any) -> None:
     sizes = {"features": 3, "width": 12, "depth": 2, "classes": 3, "time_scale": 2.0, "frequencies": 6}
-    network = randomised(MLPField(interval="added", **sizes).double(), std=0.3)
+    network = randomised(MLPField(r_embedding="added", **sizes).double(), std=0.3)
     x, t, r, labels = batch(network, dtype=torch.float64)
     expected = plain_forward(network.state_dict(), x, t, t - r, labels)
     torch.testing.assert_close(network(x, t, r, labels=labels), expected, atol=1e-12, rtol=1e-12)
@@ -79,7 +79,7 @@ def test_labels_for_an_unconditional_network() -> None:
         ({"width": 0}, "must be >= 1"),
         ({"depth": 0}, "must be >= 1"),
         ({"classes": -1}, "classes must be >= 0; got -1"),
-        ({"interval": "x"}, "interval must be None"),
+        ({"r_embedding": "x"}, "r_embedding must be None"),
         ({"frequencies": 3}, "frequencies must be even"),
         ({"time_scale": -1.0}, "time_scale must be > 0"),
     ],

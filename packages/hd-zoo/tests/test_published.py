@@ -20,7 +20,7 @@ from hd_zoo import DiffusedNoise, DiffusionTransformer, from_pretrained, save_pr
 from hd_zoo.weights.published import load_published, read_weights
 
 SIZE, WIDTH, DEPTH, HEADS, CLASSES = 8, 32, 3, 2, 5
-SMALL = {"image_size": SIZE, "width": WIDTH, "depth": DEPTH, "heads": HEADS, "classes": CLASSES}
+SMALL = {"image_size": SIZE, "width": WIDTH, "depth": DEPTH, "num_heads": HEADS, "classes": CLASSES}
 
 
 class PlainAttention(nn.Module):

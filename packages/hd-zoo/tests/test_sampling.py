@@ -103,7 +103,7 @@ def test_half_precision_samples_keep_their_small_steps() -> None:
 def test_no_graph_and_the_noise_is_left_alone(
     sample: Callable[..., Tensor], randomised: Callable[..., nn.Module]
 ) -> None:
-    network = randomised(create_model("mlp_2d", interval="added", width=8))
+    network = randomised(create_model("mlp_2d", r_embedding="added", width=8))
     noise = torch.randn(5, 2, requires_grad=True)
     before = noise.detach().clone()
     out = sample(network, noise)

@@ -61,18 +61,18 @@ def test_a_student_is_copied_as_it_is(teacher: nn.Module, randomised: Any, batch
     assert not torch.allclose(second(x, t, r, labels=labels), first(x, t, r, labels=labels))
 
 
-def test_the_students_blueprint_has_the_interval(teacher: nn.Module) -> None:
+def test_the_students_blueprint_says_how_r_enters(teacher: nn.Module) -> None:
     student = to_student(teacher)
-    assert student.arguments == {**teacher.arguments, "interval": "added"}
+    assert student.arguments == {**teacher.arguments, "r_embedding": "added"}
     assert student.architecture == teacher.architecture
-    assert "interval" not in teacher.arguments
+    assert "r_embedding" not in teacher.arguments
 
 
 def test_errors(teacher: nn.Module) -> None:
-    with pytest.raises(ValueError, match="interval must be None, 'added' or 'decoupled'; got 'concatenated'"):
+    with pytest.raises(ValueError, match="r_embedding must be None, 'added' or 'decoupled'; got 'concatenated'"):
         to_student(teacher, "concatenated")
     with pytest.raises(ValueError, match="create_model, to_student or from_pretrained is needed; got Linear"):
         to_student(nn.Linear(2, 2))
-    direct = DiffusionTransformer(image_size=8, channels=1, patch=2, width=8, depth=1, heads=2)
+    direct = DiffusionTransformer(image_size=8, channels=1, patch=2, width=8, depth=1, num_heads=2)
     with pytest.raises(ValueError, match="got DiffusionTransformer"):
         to_student(direct)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hd_zoo import DiffusionTransformer
 from hd_zoo.networks.embedding import sinusoidal_embedding
 
-SIZES = {"image_size": 8, "channels": 3, "patch": 2, "width": 16, "depth": 2, "heads": 4, "frequencies": 8}
+SIZES = {"image_size": 8, "channels": 3, "patch": 2, "width": 16, "depth": 2, "num_heads": 4, "frequencies": 8}
 
 
 def build(**changes: Any) -> DiffusionTransformer:
@@ -25,7 +25,7 @@ def test_sinusoids_run_in_float32_or_better() -> None:
 
 
 def test_a_new_network_predicts_exactly_zero_and_its_blocks_are_the_identity(batch: Any) -> None:
-    network = build(interval="added")
+    network = build(r_embedding="added")
     x, t, r, labels = batch(network)
     assert torch.all(network(x, t, r, labels=labels) == 0)
     h, condition = torch.randn(2, 16, 16), torch.randn(2, 16)
@@ -78,8 +78,8 @@ def test_an_unconditional_network(randomised: Callable[..., nn.Module], batch: A
 def test_time_scale_stretches_time_and_multiplies_its_derivative(
     randomised: Callable[..., nn.Module], batch: Any
 ) -> None:
-    slow = randomised(build(interval="added").double(), std=0.2)
-    fast = build(interval="added", time_scale=3.0).double()
+    slow = randomised(build(r_embedding="added").double(), std=0.2)
+    fast = build(r_embedding="added", time_scale=3.0).double()
     fast.load_state_dict(slow.state_dict())
     x, t, r, labels = batch(slow, dtype=torch.float64)
 
@@ -94,7 +94,7 @@ def test_time_scale_stretches_time_and_multiplies_its_derivative(
 
 
 def test_bfloat16(randomised: Callable[..., nn.Module], batch: Any) -> None:
-    network = randomised(build(interval="added"), std=0.05)
+    network = randomised(build(r_embedding="added"), std=0.05)
     x, t, r, labels = batch(network)
     expected = network(x, t, r, labels=labels)
     with torch.autocast("cpu", torch.bfloat16):
@@ -105,9 +105,9 @@ def test_bfloat16(randomised: Callable[..., nn.Module], batch: Any) -> None:
         assert (found - expected).norm() < 0.03 * expected.norm()
 
 
-@pytest.mark.parametrize("interval", [None, "added"])
-def test_compiles_to_one_graph(interval: str | None, randomised: Callable[..., nn.Module], batch: Any) -> None:
-    network = randomised(build(depth=1, interval=interval).double())
+@pytest.mark.parametrize("r_embedding", [None, "added"])
+def test_compiles_to_one_graph(r_embedding: str | None, randomised: Callable[..., nn.Module], batch: Any) -> None:
+    network = randomised(build(depth=1, r_embedding=r_embedding).double())
     x, t, r, labels = batch(network, dtype=torch.float64)
     torch.compiler.reset()
     found = torch.compile(network, backend="aot_eager", fullgraph=True)(x, t, r, labels=labels)
@@ -124,12 +124,12 @@ def test_compiles_to_one_graph(interval: str | None, randomised: Callable[..., n
     [
         ({"image_size": 9}, "multiple of patch; got 9 and 2"),
         ({"patch": 0}, "multiple of patch"),
-        ({"width": 18, "heads": 3}, "width must be a multiple of 4 and of heads; got width 18"),
-        ({"heads": 3}, "heads 3"),
+        ({"width": 18, "num_heads": 3}, "width must be a multiple of 4 and of num_heads; got width 18"),
+        ({"num_heads": 3}, "num_heads 3"),
         ({"depth": 0}, "depth must be >= 1"),
         ({"channels": 0}, "channels and depth"),
         ({"classes": -1}, "classes must be >= 0; got -1"),
-        ({"interval": "concatenated"}, "interval must be None, 'added' or 'decoupled'; got 'concatenated'"),
+        ({"r_embedding": "concatenated"}, "r_embedding must be None, 'added' or 'decoupled'; got 'concatenated'"),
         ({"frequencies": 7}, "frequencies must be even and >= 2; got 7"),
         ({"mlp_ratio": -1.0}, "mlp_ratio must be >= 1"),
         ({"time_scale": 0.0}, "time_scale must be > 0 and finite; got 0.0"),

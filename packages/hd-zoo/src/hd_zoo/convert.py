@@ -1,7 +1,7 @@
 """Converters at the door: other predictions, noise schedules and time directions, made into our velocity field.
 
 Ours is the linear path x_t = (1 - t) x + t eps with t = 0 data and t = 1 noise, v = eps - x. A converter shows the
-network what it was trained on and turns its answer into v. It passes r on to a network that has an interval (a student
+network what it was trained on and turns its answer into v. It passes r on to a network that takes it (a student
 of :func:`hd_zoo.to_student`, which starts as the teacher behind the same converter) and to no other; ReversedTime
 passes on whatever it is given.
 """
@@ -27,14 +27,13 @@ class Converter(nn.Module):
         self.arguments = arguments
 
     @property
-    def interval(self) -> str | None:
-        """How r enters the network, None if it does not."""
-        interval: str | None = getattr(self.network, "interval", None)
-        return interval
+    def takes_r(self) -> bool:
+        """Whether the network does."""
+        return bool(getattr(self.network, "takes_r", False))
 
     def answer(self, x: Tensor, t: Tensor, r: Tensor | None, cond: dict[str, Any]) -> Tensor:
-        """The network's, with r only if it has an interval."""
-        if r is None or self.interval is None:
+        """The network's, with r only if it takes one."""
+        if r is None or not self.takes_r:
             return self.network(x, t, **cond)
         return self.network(x, t, r, **cond)
 

@@ -12,18 +12,18 @@ from hd_zoo.field import Field, expand_times
 
 
 class Guidance(nn.Module):
-    """``v_u + scale (v_c - v_u)`` for times inside ``interval``, ``v_c`` outside it.
+    """``v_u + scale (v_c - v_u)`` for times inside ``guidance_interval``, ``v_c`` outside it.
 
     Args:
         field: the conditional field. Where it is a module, its parameters are this module's too.
         scale: guidance scale w >= 0; 1 is the conditional field itself and costs one call instead of two.
-        interval: (low, high) in [0, 1] of the times at which guidance is on (arXiv 2404.07724).
+        guidance_interval: (low, high) in [0, 1] of the times at which guidance is on (arXiv 2404.07724).
         null: for each condition the value that stands for "none": ``null={"labels": 10}``, or a tensor that
             broadcasts to the condition (an empty text's embedding). Other conditions go unchanged to both
             calls.
 
     Raises:
-        ValueError: for a negative scale, an interval outside [0, 1], or (when called) a null condition that
+        ValueError: for a negative scale, a guidance_interval outside [0, 1], or (when called) a null condition that
             the call did not pass.
     """
 
@@ -31,20 +31,21 @@ class Guidance(nn.Module):
         self,
         field: Field,
         scale: float,
-        interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         *,
         null: dict[str, Any],
     ) -> None:
         super().__init__()
         if not 0 <= scale < math.inf:
             raise ValueError(f"scale must be >= 0 and finite; got {scale}")
-        low, high = interval
+        low, high = guidance_interval
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"interval must satisfy 0 <= low <= high <= 1; got {interval}")
+            raise ValueError(f"guidance_interval must satisfy 0 <= low <= high <= 1; got {guidance_interval}")
         if not null:
             raise ValueError('null must name at least one condition and its empty value, e.g. {"labels": 10}')
         self.field = field
-        self.scale, self.interval, self.null = float(scale), (float(low), float(high)), dict(null)
+        self.scale, self.null = float(scale), dict(null)
+        self.guidance_interval = (float(low), float(high))
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, **cond: Any) -> Tensor:
         """Shapes as in :class:`hd_zoo.Field`. Conditional and unconditional parts run as one batch of 2 B."""
@@ -56,7 +57,7 @@ class Guidance(nn.Module):
         doubled = {name: self._with_null(name, value) for name, value in cond.items()}
         both = self.field(torch.cat([x, x]), torch.cat([t, t]), None if r is None else torch.cat([r, r]), **doubled)
         conditional, unconditional = both.chunk(2)
-        inside = (t >= self.interval[0]) & (t <= self.interval[1])
+        inside = (t >= self.guidance_interval[0]) & (t <= self.guidance_interval[1])
         guided = unconditional + self.scale * (conditional - unconditional)
         return torch.where(expand_times(inside, x), guided, conditional)
 

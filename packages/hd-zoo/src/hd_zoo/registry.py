@@ -20,17 +20,17 @@ _IMAGE_8 = {"image_size": 8, "channels": 1, "activation": "silu"}
 _IMAGE_28 = {"image_size": 28, "channels": 1, "activation": "silu"}
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp_2d": ("mlp", {"features": 2, "width": 128, "depth": 3}),
-    "dit_nano_2": ("transformer", {**_IMAGE_8, "patch": 2, "width": 64, "depth": 4, "heads": 4}),
-    "dit_micro_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 128, "depth": 4, "heads": 4}),
-    "dit_mini_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 192, "depth": 6, "heads": 6}),
+    "dit_nano_2": ("transformer", {**_IMAGE_8, "patch": 2, "width": 64, "depth": 4, "num_heads": 4}),
+    "dit_micro_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 128, "depth": 4, "num_heads": 4}),
+    "dit_mini_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 192, "depth": 6, "num_heads": 6}),
 }
 
 # The published networks, for ImageNet's 1,000 classes on latents of 256 x 256 pictures: table 1 of arXiv 2212.09748.
 _SIZES: dict[str, dict[str, Any]] = {
-    "s": {"width": 384, "depth": 12, "heads": 6},
-    "b": {"width": 768, "depth": 12, "heads": 12},
-    "l": {"width": 1024, "depth": 24, "heads": 16},
-    "xl": {"width": 1152, "depth": 28, "heads": 16},
+    "s": {"width": 384, "depth": 12, "num_heads": 6},
+    "b": {"width": 768, "depth": 12, "num_heads": 12},
+    "l": {"width": 1024, "depth": 24, "num_heads": 16},
+    "xl": {"width": 1152, "depth": 28, "num_heads": 16},
 }
 _LATENT_8 = {"image_size": 32, "channels": 4, "classes": 1000, "learned_variance": True}
 _LATENT_16 = {"image_size": 16, "channels": 32, "classes": 1000, "activation": "swiglu", "norm": "rms", "rotary": True}
@@ -57,7 +57,7 @@ def create_model(name: str, *, device: str | torch.device | None = None, **overr
         name: one of :func:`list_models`. ``sit_xl_2`` and its kind are the published networks; ``dit_*`` predict
             noise of a diffusion, not velocity: :class:`hd_zoo.DiffusedNoise` makes a field of them.
         device: where the weights are made; "meta" makes none, for counting.
-        overrides: any argument of the architecture (``classes=10``, ``interval="added"``, ``depth=6`` ...).
+        overrides: any argument of the architecture (``classes=10``, ``r_embedding="added"``, ``depth=6`` ...).
 
     Raises:
         ValueError: for an unknown name or argument (with the nearest known one), or impossible values.

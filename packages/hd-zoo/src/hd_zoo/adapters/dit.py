@@ -88,7 +88,7 @@ def from_diffusers_dit(model: nn.Module) -> DiffusionTransformer:
         "patch": config.patch_size,
         "width": config.num_attention_heads * config.attention_head_dim,
         "depth": config.num_layers,
-        "heads": config.num_attention_heads,
+        "num_heads": config.num_attention_heads,
         "classes": config.num_embeds_ada_norm,
         "learned_variance": out == 2 * config.in_channels,
         "time_scale": 1000.0,

@@ -55,7 +55,7 @@ def model_cost(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> Cost:
         if isinstance(module, nn.Linear):
             # Conditions are one vector a sample, everything else one a token.
             rows = 1 if "modulation" in name or "embed.mlp" in name else tokens
-            passes = 2 if model.interval == "decoupled" and name.startswith("time_embed") else 1
+            passes = 2 if model.r_embedding == "decoupled" and name.startswith("time_embed") else 1
             multiply_adds += passes * rows * module.in_features * module.out_features
             numbers += passes * rows * module.in_features
     blocks: Any = model.blocks

@@ -20,6 +20,8 @@ from hd_zoo.weights.shards import INDEX, SHARD_BYTES, WEIGHTS, read_tensors, sha
 CONFIG = "config.json"
 #: The second has converters, which a reader of the first would overlook.
 FORMATS = ("hd-zoo/1", "hd-zoo/2")
+#: Arguments that had another name in files written before: (then, now).
+RENAMED = (("interval", "r_embedding"), ("heads", "num_heads"))
 
 
 def save_pretrained(
@@ -134,6 +136,8 @@ def _wrap(model: nn.Module, converter: Any, path: Path) -> nn.Module:
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked contents of ``folder/config.json``: format, architecture, arguments and perhaps metadata.
 
+    Arguments have their names of today, whatever the file's version called them.
+
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is not JSON, or not a configuration of this package.
@@ -149,6 +153,10 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} lacks an architecture (text) or its arguments (an object)")
     if not isinstance(config.get("converters", []), list):
         raise ValueError(f"{path} has converters that are no list")
+    arguments = config["arguments"]
+    for then, now in RENAMED:
+        if then in arguments and now not in arguments:
+            arguments[now] = arguments.pop(then)
     return config
 
 
