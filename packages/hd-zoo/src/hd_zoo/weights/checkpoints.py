@@ -1,4 +1,4 @@
-"""The weights of a foreign checkpoint by name: ``.pt``, ``.pth``, ``.ckpt`` or ``.safetensors``. Nothing is executed."""
+"""The weights of a foreign checkpoint by name, out of ``.pt``, ``.pth``, ``.ckpt`` or ``.safetensors``."""
 
 from __future__ import annotations
 
@@ -69,7 +69,11 @@ def _archive(path: Path, averaged: bool, dropped: re.Pattern[str] | None) -> dic
         return {}
     found = {}
     for name, dense in contents.items():
-        if not isinstance(dense, Dense) or not isinstance(name, str) or (dropped and dropped.match(_PREFIX.sub("", name))):
+        if (
+            not isinstance(dense, Dense)
+            or not isinstance(name, str)
+            or (dropped and dropped.match(_PREFIX.sub("", name)))
+        ):
             continue
         try:
             found[name] = archive.tensor(dense)

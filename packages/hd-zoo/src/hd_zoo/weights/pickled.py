@@ -1,9 +1,9 @@
 """The tensors of a ``torch.save`` file, read without running its pickle.
 
-Such a file is a zip archive: ``data.pkl``, a program for a small stack machine, and one record of bytes per storage. The
-program is read here as data. It can make dictionaries, lists, tuples, text, numbers and descriptions of tensors; whatever
-else it asks for is refused by name. No object of its choice is made and no function is called. A tensor's size is held
-against its record before there is a tensor, and the tensor is a view of the mapped file.
+Such a file is a zip archive: ``data.pkl``, a program for a small stack machine, and one record of bytes per storage.
+The program is read here as data. It can make dictionaries, lists, tuples, text, numbers and descriptions of tensors;
+whatever else it asks for is refused by name. No object of its choice is made and no function of its choice is called.
+A tensor's size is held against its record before there is a tensor, and the tensor is a view of the mapped file.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import pickletools
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 #: Of ``data.pkl``; a checkpoint of a thousand tensors with its optimiser has about 0.5 MB. [ours]
 PROGRAM_BYTES = 16_000_000
-#: A name of a storage class in the file -> dtype. Only floating point can be weights; the others are known to be refused.
+#: Storage classes by the names in the file. Only floating point can be weights; the others may stand beside them.
 STORAGES = {
     "torch FloatStorage": torch.float32,
     "torch DoubleStorage": torch.float64,
@@ -181,8 +181,8 @@ def run(program: bytes) -> Any:
         return found
 
     try:
-        for opcode, argument, _ in pickletools.genops(program):
-            name = opcode.name
+        for opcode, value, _ in pickletools.genops(program):
+            name, argument = opcode.name, cast(Any, value)
             if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
             elif name in _LITERALS:
@@ -207,7 +207,8 @@ def run(program: bytes) -> Any:
                 for key, value in zip(pairs[::2], pairs[1::2], strict=True):
                     stack[-1][key if isinstance(key, str) else int(key)] = value
             elif name in ("APPEND", "APPENDS"):
-                stack[-1].extend(since_mark() if name == "APPENDS" else [stack.pop()])
+                items = since_mark() if name == "APPENDS" else [stack.pop()]
+                stack[-1].extend(items)
             elif name == "BINPERSID":
                 stack.append(_storage(stack.pop()))
             elif name in ("REDUCE", "NEWOBJ"):
