@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import create_model, from_pretrained, read_config, save_pretrained, to_student
 
@@ -21,7 +22,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @pytest.fixture
-def network(randomised: Callable[..., nn.Module]) -> nn.Module:
+def network() -> nn.Module:
     return randomised(create_model("dit_nano_2", width=16, depth=1, classes=3, time_scale=2.0))
 
 
@@ -37,9 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["dit_nano_2", "mlp_2d"])
-def test_round_trip_bit_for_bit(
-    name: str, dtype: torch.dtype, tmp_path: Path, randomised: Callable[..., nn.Module], batch: Any
-) -> None:
+def test_round_trip_bit_for_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     saved = randomised(to_student(create_model(name, classes=3))).to(dtype).train()
     found = from_pretrained(save_pretrained(saved, str(tmp_path)))
     assert not found.training
@@ -48,7 +47,7 @@ def test_round_trip_bit_for_bit(
         assert found.state_dict()[key].dtype == dtype
         assert torch.equal(tensor, found.state_dict()[key]), key
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in found.parameters())
-    x, t, r, labels = batch(saved)
+    x, t, r, labels = draw_batch(saved)
     assert torch.equal(found(x.to(dtype), t, r, labels=labels), saved.eval()(x.to(dtype), t, r, labels=labels))
     assert (found.architecture, found.arguments) == (saved.architecture, saved.arguments)
 
@@ -98,12 +97,12 @@ def test_loading_draws_no_random_numbers_and_the_copy_is_its_own(network: nn.Mod
     assert torch.equal(from_pretrained(folder).patch_embed.weight, network.patch_embed.weight)
 
 
-def test_a_loaded_network_can_be_saved_over_itself_and_trained(folder: Path, batch: Any) -> None:
+def test_a_loaded_network_can_be_saved_over_itself_and_trained(folder: Path) -> None:
     before = contents(folder)
     found = from_pretrained(folder)
     save_pretrained(found, folder, metadata={"step": 7})
     assert contents(folder) == before
-    x, t, _, labels = batch(found)
+    x, t, _, labels = draw_batch(found)
     found(x, t, labels=labels).square().sum().backward()
     assert all(parameter.grad is not None for parameter in found.parameters())
 
@@ -276,14 +275,14 @@ def test_shards_and_their_index(network: nn.Module, sharded: Path) -> None:
 @pytest.mark.parametrize("shard_bytes", [1, 1000, 4000, 20_000, 10**9])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_shards_load_bit_for_bit(
-    shard_bytes: int, dtype: torch.dtype | None, network: nn.Module, tmp_path: Path, batch: Any
+    shard_bytes: int, dtype: torch.dtype | None, network: nn.Module, tmp_path: Path
 ) -> None:
     found = from_pretrained(save_pretrained(network, tmp_path, shard_bytes=shard_bytes), dtype=dtype)
     assert (tmp_path / INDEX).exists() == (shard_bytes < 10**9)
     for name, tensor in network.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor if dtype is None else tensor.to(dtype)), name
     if dtype is None:
-        x, t, _, labels = batch(network)
+        x, t, _, labels = draw_batch(network)
         assert torch.equal(found(x, t, labels=labels), network.eval()(x, t, labels=labels))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import (
     DiffusedNoise,
@@ -51,7 +52,7 @@ every_r_embedding = pytest.mark.parametrize("r_embedding", R_EMBEDDINGS)
 
 
 @pytest.fixture
-def small(randomised: Callable[..., nn.Module]) -> Callable[..., Any]:
+def small() -> Callable[..., Any]:
     """A small network of a family, away from its zero-initialised start."""
 
     def create(name: str, r_embedding: str | None = None, **changes: Any) -> nn.Module:
@@ -195,9 +196,9 @@ def test_training_bytes_are_those_of_adam_with_an_average() -> None:
 
 @every_r_embedding
 @every_family
-def test_forward_and_backward(name: str, r_embedding: str | None, small: Callable[..., Any], batch: Any) -> None:
+def test_forward_and_backward(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
     network = small(name, r_embedding)
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     x.requires_grad_()
     out = network(x, t, r, labels=labels)
     assert out.shape == x.shape
@@ -210,17 +211,17 @@ def test_forward_and_backward(name: str, r_embedding: str | None, small: Callabl
 
 
 @every_family
-def test_a_new_network_predicts_zero(name: str, batch: Any) -> None:
+def test_a_new_network_predicts_zero(name: str) -> None:
     network = create_model(name, **SMALL[name])
-    x, t, _, labels = batch(network)
+    x, t, _, labels = draw_batch(network)
     assert torch.all(network(x, t, labels=labels) == 0)
 
 
 @every_r_embedding
 @every_family
-def test_no_r_means_r_is_t(name: str, r_embedding: str | None, small: Callable[..., Any], batch: Any) -> None:
+def test_no_r_means_r_is_t(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
     network = small(name, r_embedding)
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     plain = network(x, t, labels=labels)
     assert torch.equal(network(x, t, t, labels=labels), plain)
     assert torch.equal(network(x, t, r, labels=labels), plain) == (r_embedding is None)
@@ -228,12 +229,10 @@ def test_no_r_means_r_is_t(name: str, r_embedding: str | None, small: Callable[.
 
 @every_r_embedding
 @every_family
-def test_the_jvp_against_central_differences(
-    name: str, r_embedding: str | None, small: Callable[..., Any], batch: Any
-) -> None:
+def test_the_jvp_against_central_differences(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
     """Along x, along t, along r, and along a trajectory; without a hint about attention."""
     network = small(name, r_embedding).double()
-    x, t, r, labels = batch(network, count=2, dtype=torch.float64)
+    x, t, r, labels = draw_batch(network, count=2, dtype=torch.float64)
     velocity, zero, one = torch.randn_like(x), torch.zeros_like(t), torch.ones_like(t)
 
     def u(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -254,22 +253,20 @@ def test_the_jvp_against_central_differences(
 
 @every_r_embedding
 @every_family
-def test_round_trip_on_disk(
-    name: str, r_embedding: str | None, small: Callable[..., Any], batch: Any, tmp_path: Path
-) -> None:
+def test_round_trip_on_disk(name: str, r_embedding: str | None, small: Callable[..., Any], tmp_path: Path) -> None:
     network = small(name, r_embedding).eval()
     found = from_pretrained(save_pretrained(network, tmp_path))
     assert found.arguments == network.arguments
     assert found.state_dict().keys() == network.state_dict().keys()
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     assert torch.equal(found(x, t, r, labels=labels), network(x, t, r, labels=labels))
 
 
 @every_r_embedding
 @every_family
-def test_bfloat16(name: str, r_embedding: str | None, small: Callable[..., Any], batch: Any) -> None:
+def test_bfloat16(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
     network = small(name, r_embedding)
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     expected = network(x, t, r, labels=labels)
     pure = network.bfloat16()(x.bfloat16(), t, r, labels=labels)
     assert pure.dtype == torch.bfloat16
@@ -279,9 +276,9 @@ def test_bfloat16(name: str, r_embedding: str | None, small: Callable[..., Any],
 @pytest.mark.parametrize(
     ("name", "r_embedding"), [("sit_s_2", "added"), ("dit_s_2", None), ("lightningdit_b_1", "decoupled")]
 )
-def test_compiles_to_one_graph(name: str, r_embedding: str | None, small: Callable[..., Any], batch: Any) -> None:
+def test_compiles_to_one_graph(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
     network = small(name, r_embedding).double()
-    x, t, r, labels = batch(network, dtype=torch.float64)
+    x, t, r, labels = draw_batch(network, dtype=torch.float64)
     torch.compiler.reset()
     found = torch.compile(network, backend="aot_eager", fullgraph=True)(x, t, r, labels=labels)
     expected = network(x, t, r, labels=labels)
@@ -310,7 +307,7 @@ def test_every_entry_at_its_size_without_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*DITS, *LIGHTNING])
-def test_every_entry_in_small(name: str, randomised: Callable[..., nn.Module], tmp_path: Path) -> None:
+def test_every_entry_in_small(name: str, tmp_path: Path) -> None:
     """Its own patch and family, a few channels: one graph, r = t where r is left out, and the same from a file."""
     patch = int(name.rsplit("_", 1)[1])
     sizes = {"image_size": 4 * patch, "width": 32, "depth": 1, "num_heads": 2, "classes": 3, "frequencies": 16}
@@ -328,13 +325,13 @@ def test_every_entry_in_small(name: str, randomised: Callable[..., nn.Module], t
 
 
 @every_family
-def test_reversed_time_is_a_matter_of_the_clock_and_the_sign(name: str, small: Callable[..., Any], batch: Any) -> None:
+def test_reversed_time_is_a_matter_of_the_clock_and_the_sign(name: str, small: Callable[..., Any]) -> None:
     """The same weights with and without the setting: v(x, t, r) = -w(x, 1 - t, 1 - r)."""
     for r_embedding in R_EMBEDDINGS:
         ours = small(name, r_embedding, reversed_time=True).double()
         theirs = create_model(name, r_embedding=r_embedding, **SMALL[name], reversed_time=False).double()
         theirs.load_state_dict(ours.state_dict())
-        x, t, r, labels = batch(ours, dtype=torch.float64)
+        x, t, r, labels = draw_batch(ours, dtype=torch.float64)
         found, expected = ours(x, t, r, labels=labels), -theirs(x, 1 - t, 1 - r, labels=labels)
         torch.testing.assert_close(found, expected, atol=1e-14, rtol=1e-14)
 
@@ -356,14 +353,14 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("depth", "early"), [(28, 20), (7, 5), (1, 1), (2, 1)])
 def test_decoupled_shows_t_to_the_early_blocks_and_r_to_the_others(
-    depth: int, early: int, small: Callable[..., Any], batch: Any
+    depth: int, early: int, small: Callable[..., Any]
 ) -> None:
     network = small("sit_s_2", "decoupled", depth=depth, width=16, reversed_time=False)
     assert network.early_blocks == early
     seen: list[Tensor] = []
     for block in network.blocks:
         block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     network(x, t, r, labels=labels)
     label = network.label_embed(labels)
     conditions = [network.time_embed(one) + label for one in (t, r)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import create_model, from_pretrained, list_models, save_pretrained
 from hd_zoo.registry import ARCHITECTURES, build
@@ -30,11 +30,9 @@ def test_the_names_are_sorted_and_known() -> None:
 
 
 @every_entry
-def test_forward_and_backward(
-    name: str, r_embedding: str | None, classes: int, randomised: Callable[..., nn.Module], batch: Any
-) -> None:
+def test_forward_and_backward(name: str, r_embedding: str | None, classes: int) -> None:
     network = randomised(create(name, r_embedding, classes), std=0.05)
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     x.requires_grad_()
     out = network(x, t, r, labels=labels)
     assert out.shape == x.shape
@@ -48,11 +46,9 @@ def test_forward_and_backward(
 
 
 @every_entry
-def test_r_is_ignored_by_teachers_and_equals_t_by_default(
-    name: str, r_embedding: str | None, classes: int, randomised: Callable[..., nn.Module], batch: Any
-) -> None:
+def test_r_is_ignored_by_teachers_and_equals_t_by_default(name: str, r_embedding: str | None, classes: int) -> None:
     network = randomised(create(name, r_embedding, classes), std=0.05)
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     plain = network(x, t, labels=labels)
     assert torch.equal(network(x, t, t, labels=labels), plain)
     other = network(x, t, r, labels=labels)
@@ -61,11 +57,11 @@ def test_r_is_ignored_by_teachers_and_equals_t_by_default(
 
 @every_entry
 def test_the_jvp_along_a_trajectory_against_central_differences(
-    name: str, r_embedding: str | None, classes: int, randomised: Callable[..., nn.Module], batch: Any
+    name: str, r_embedding: str | None, classes: int
 ) -> None:
     """d/dt u along (v, 0, 1), as MeanFlow needs it, and along r alone; float64."""
     network = randomised(create(name, r_embedding, classes).double(), std=0.05)
-    x, t, r, labels = batch(network, count=2, dtype=torch.float64)
+    x, t, r, labels = draw_batch(network, count=2, dtype=torch.float64)
     velocity = torch.randn_like(x)
 
     def u(x: Tensor, t: Tensor, r: Tensor) -> Tensor:

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import DiffusionTransformer, create_model, to_student
 
 
 @pytest.fixture(params=["mlp_2d", "dit_nano_2", "dit_micro_4", "dit_mini_4"])
-def teacher(request: pytest.FixtureRequest, randomised: Callable[..., nn.Module]) -> nn.Module:
+def teacher(request: pytest.FixtureRequest) -> nn.Module:
     return randomised(create_model(request.param, classes=4), std=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_student_is_the_teacher_bit_for_bit_at_every_r(teacher: nn.Module, dtype: torch.dtype, batch: Any) -> None:
+def test_the_student_is_the_teacher_bit_for_bit_at_every_r(teacher: nn.Module, dtype: torch.dtype) -> None:
     student = to_student(teacher.to(dtype))
-    x, t, r, labels = batch(teacher)
+    x, t, r, labels = draw_batch(teacher)
     expected = teacher(x.to(dtype), t, labels=labels)
     for second in (None, t, r, torch.zeros_like(t)):
         assert torch.equal(student(x.to(dtype), t, second, labels=labels), expected)
 
 
-def test_the_gradient_reaches_the_interval_embedding_and_r_matters_after_a_step(teacher: nn.Module, batch: Any) -> None:
+def test_the_gradient_reaches_the_interval_embedding_and_r_matters_after_a_step(teacher: nn.Module) -> None:
     student = to_student(teacher)
-    x, t, r, labels = batch(teacher)
+    x, t, r, labels = draw_batch(teacher)
     student(x, t, r, labels=labels).square().sum().backward()
     last = student.interval_embed.mlp[2]
     assert last.weight.grad.abs().sum() > 0
@@ -52,10 +50,10 @@ def test_the_mode_is_kept(teacher: nn.Module) -> None:
     assert to_student(teacher.train()).training
 
 
-def test_a_student_is_copied_as_it_is(teacher: nn.Module, randomised: Any, batch: Any) -> None:
+def test_a_student_is_copied_as_it_is(teacher: nn.Module) -> None:
     first = randomised(to_student(teacher), std=0.05)
     second = to_student(first)
-    x, t, r, labels = batch(teacher)
+    x, t, r, labels = draw_batch(teacher)
     assert torch.equal(second(x, t, r, labels=labels), first(x, t, r, labels=labels))
     randomised(second)
     assert not torch.allclose(second(x, t, r, labels=labels), first(x, t, r, labels=labels))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import DiffusionTransformer
 from hd_zoo.networks.transformer import grid_embedding
@@ -81,11 +81,9 @@ def plain_forward(
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
 @pytest.mark.parametrize("r_embedding", [None, "added"])
-def test_equals_an_independent_forward_pass(
-    r_embedding: str | None, activation: str, randomised: Callable[..., nn.Module], batch: Any
-) -> None:
+def test_equals_an_independent_forward_pass(r_embedding: str | None, activation: str) -> None:
     network = randomised(build(r_embedding=r_embedding, activation=activation).double(), std=0.2)
-    x, t, r, labels = batch(network, dtype=torch.float64)
+    x, t, r, labels = draw_batch(network, dtype=torch.float64)
     for second in (None, r):
         gap = None if r_embedding is None else torch.zeros_like(t) if second is None else t - second
         expected = plain_forward(network.state_dict(), x, t, gap, labels, activation)
