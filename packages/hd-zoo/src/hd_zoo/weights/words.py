@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 LIMIT = 200
@@ -18,7 +19,13 @@ def one_line(text: object, limit: int = LIMIT) -> str:
 
 
 def listed(problems: Iterable[str], shown: int = 4) -> str:
-    """The first few of some problems, sorted, and how many more there are."""
-    ordered = sorted(problems)
+    """The first few of some problems, of every kind (its first word) in turn, and how many more there are."""
+    kinds: Counter[str] = Counter()
+    ranked = []
+    for problem in sorted(problems):
+        kind = problem.split(" ", 1)[0]
+        ranked.append((kinds[kind], problem))
+        kinds[kind] += 1
+    ordered = [problem for _, problem in sorted(ranked)]
     more = f"; and {len(ordered) - shown} more" if len(ordered) > shown else ""
     return "; ".join(one_line(one, 80) for one in ordered[:shown]) + more
