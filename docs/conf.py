@@ -48,7 +48,9 @@ ELSEWHERE = {
 }
 # Where links to files that are no pages of the site lead instead.
 PAGE_OF = {file: f"{page}.md" for page, file in ELSEWHERE.items()}
-PAGE_OF |= {f"packages/hd-{name}/README.md": f"api/hd_{name}.md" for name in ("meanflow", "dmd", "awd", "zoo", "trainer")}
+PAGE_OF |= {
+    f"packages/hd-{name}/README.md": f"api/hd_{name}.md" for name in ("meanflow", "dmd", "awd", "zoo", "trainer")
+}
 PAGE_OF |= {"README.md": "index.md", "LICENSE": "../LICENSE"}
 
 LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)\s]+)\)")
@@ -60,7 +62,7 @@ def read_docstring(app: Sphinx, what: str, name: str, obj: object, options: obje
 
 
 def read_page(app: Sphinx, name: str, source: list[str]) -> None:
-    """Sphinx's hook: replace a page's text in place, links that are right on GitHub by links that are right on the site."""
+    """Sphinx's hook: replace a page's text in place; its links, right on GitHub, become right on the site."""
     path = ROOT / ELSEWHERE[name] if name in ELSEWHERE else HERE / f"{name}.md"
     text = path.read_text(encoding="utf-8")
     folder = (HERE / f"{name}.md").parent
@@ -68,7 +70,10 @@ def read_page(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def on_the_site(link: str, source: Path, folder: Path) -> str:
-    """A link from a file in folder ``source``, for a page in folder ``folder`` of docs/. A file that is no page is offered as a download."""
+    """A link from a file in folder ``source``, as a page in folder ``folder`` of docs/ needs it.
+
+    Sphinx offers a file that is no page as a download.
+    """
     target, hash_sign, anchor = link.partition("#")
     found = Path(os.path.normpath(source / target))
     if not found.is_relative_to(ROOT):
@@ -79,7 +84,7 @@ def on_the_site(link: str, source: Path, folder: Path) -> str:
 
 
 def show_as_text(app: Sphinx, environment: object, node: Element, shown: Element) -> Element | None:
-    """Sphinx's hook: a name that a docstring refers to and that is not public is shown as text; one that does not exist is a warning."""
+    """Sphinx's hook: a name in a docstring that is not public is shown as text; None, a warning, if there is none."""
     name = str(node.get("reftarget", "")).rpartition(".")[2]
     modules = [module for key, module in sys.modules.items() if key.partition(".")[0] in PACKAGES]
     return shown if any(hasattr(module, name) for module in modules) else None

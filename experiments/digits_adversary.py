@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> None:
         for variant in VARIANTS:
             folder = options.out / f"{variant}-{seed}"
             if not (folder / "evaluation.json").exists():
-                subprocess.run([sys.executable, "-m", "hd_trainer", *command(variant, seed, source, folder)], check=True)
+                subprocess.run(
+                    [sys.executable, "-m", "hd_trainer", *command(variant, seed, source, folder)], check=True
+                )
             rows.append({"adversary": variant, "seed": seed, **scores(folder)})
     rows.sort(key=lambda row: (str(row["adversary"]), row["seed"]))
     print_table(rows)
