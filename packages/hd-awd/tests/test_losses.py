@@ -30,14 +30,14 @@ GENERATOR = {
 }
 
 
-@pytest.fixture
-def logits() -> tuple[Tensor, Tensor]:
+def draw_logits() -> tuple[Tensor, Tensor]:
     """real and fake (5, 3), away from the hinge's corners."""
     return 2 * torch.randn(5, 3, dtype=torch.float64), 2 * torch.randn(5, 3, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_values(kind: str, logits: tuple[Tensor, Tensor]) -> None:
+def test_values(kind: str) -> None:
+    logits = draw_logits()
     pairs = list(zip(*(tensor.flatten().tolist() for tensor in logits), strict=True))
     for loss, form in (
         (discriminator_loss(*logits, kind), DISCRIMINATOR),
@@ -47,8 +47,8 @@ def test_values(kind: str, logits: tuple[Tensor, Tensor]) -> None:
         assert loss.item() == pytest.approx(sum(form[kind](r, f) for r, f in pairs) / len(pairs), rel=1e-12)
 
 
-def test_softplus_is_the_default_and_needs_no_real_logits(logits: tuple[Tensor, Tensor]) -> None:
-    real, fake = logits
+def test_softplus_is_the_default_and_needs_no_real_logits() -> None:
+    real, fake = draw_logits()
     assert discriminator_loss(real, fake) == discriminator_loss(real, fake, "softplus")
     assert generator_loss(fake) == generator_loss(fake, kind="softplus") == generator_loss(fake, real)
     assert generator_loss(fake, kind="hinge") == generator_loss(fake, real, "hinge")
@@ -62,8 +62,8 @@ def test_a_perfectly_undecided_discriminator_pays_two_log_two() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients(kind: str, logits: tuple[Tensor, Tensor]) -> None:
-    arguments = tuple(tensor.clone().requires_grad_() for tensor in logits)
+def test_gradients(kind: str) -> None:
+    arguments = tuple(tensor.requires_grad_() for tensor in draw_logits())
     assert torch.autograd.gradcheck(lambda r, f: discriminator_loss(r, f, kind), arguments)
     real, fake = arguments if kind == "relativistic" else (None, arguments[1])
     wanting = (fake,) if real is None else (fake, real)
