@@ -1,17 +1,23 @@
 """A small network trained with MeanFlowLoss finds the mean velocity of Gaussian data."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
+from meanflow_helpers import GAUSSIAN, MLP
+from torch import nn
 
 from hd_meanflow import MeanFlowLoss, UniformTimes, interpolate, jump
 
 
-def trained(mlp, gaussian, loss, teacher, steps, batch):
-    net = mlp(1, 48)
+def trained(loss: MeanFlowLoss, teacher: Any, steps: int, batch: int) -> nn.Module:
+    net = MLP(1, 48)
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
-        x = gaussian.mean + gaussian.std * torch.randn(batch, 1)
+        x = GAUSSIAN.mean + GAUSSIAN.std * torch.randn(batch, 1)
         output = loss(net, x, torch.randn_like(x), teacher=teacher)
         optimiser.zero_grad()
         output.loss.backward()
@@ -21,12 +27,12 @@ def trained(mlp, gaussian, loss, teacher, steps, batch):
 
 
 @torch.no_grad()
-def relative_error(net, gaussian):
+def relative_error(net: nn.Module) -> float:
     """RMS error of u over intervals and states where the data lives, relative to the RMS of u."""
     t, r = UniformTimes(interval_share=1.0).sample(4096, torch.Generator().manual_seed(9))
-    x0 = gaussian.mean + gaussian.std * torch.randn(4096, 1)
+    x0 = GAUSSIAN.mean + GAUSSIAN.std * torch.randn(4096, 1)
     x = interpolate(x0, torch.randn(4096, 1), t)
-    exact = gaussian.field(x, t, r)
+    exact = GAUSSIAN.field(x, t, r)
     return ((net(x, t, r) - exact).square().mean() / exact.square().mean()).sqrt().item()
 
 
@@ -41,21 +47,21 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_training_recovers_the_mean_velocity(mlp, gaussian, case):
+def test_training_recovers_the_mean_velocity(case: str) -> None:
     use_teacher, settings, batch, tolerance = CASES[case]
     loss = MeanFlowLoss(times=UniformTimes(interval_share=0.75), **settings)
-    net = trained(mlp, gaussian, loss, gaussian.teacher if use_teacher else None, 2000, batch)
-    assert relative_error(net, gaussian) < tolerance
+    net = trained(loss, GAUSSIAN.teacher if use_teacher else None, 2000, batch)
+    assert relative_error(net) < tolerance
     eps = torch.randn(20_000, 1)
     one, zero = torch.ones(20_000), torch.zeros(20_000)
     with torch.no_grad():
         x = jump(eps, net(eps, one, zero), one, zero)
-    assert x.mean().item() == pytest.approx(gaussian.mean, abs=0.05)
-    assert x.std().item() == pytest.approx(gaussian.std, abs=0.05)
+    assert x.mean().item() == pytest.approx(GAUSSIAN.mean, abs=0.05)
+    assert x.std().item() == pytest.approx(GAUSSIAN.std, abs=0.05)
 
 
 @pytest.mark.slow
-def test_flow_matching_alone_does_not_give_the_mean_velocity(mlp, gaussian):
+def test_flow_matching_alone_does_not_give_the_mean_velocity() -> None:
     """The tolerance means something: without intervals the same network misses u by far more."""
     loss = MeanFlowLoss(times=UniformTimes(interval_share=0.0))
-    assert relative_error(trained(mlp, gaussian, loss, gaussian.teacher, 300, 256), gaussian) > 0.15
+    assert relative_error(trained(loss, GAUSSIAN.teacher, 300, 256)) > 0.15

@@ -1,4 +1,4 @@
-"""The fake score: a velocity field that follows the student's own, moving distribution."""
+"""The fake score: a velocity field that follows the student's own distribution while that moves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fake_score_loss(
     fake: Field,
     sample: Tensor,
     *,
-    levels: LevelSampler | None = None,
+    noise_levels: LevelSampler | None = None,
     generator: torch.Generator | None = None,
     **cond: Any,
 ) -> FakeScoreOutput:
@@ -38,7 +38,8 @@ def fake_score_loss(
     Args:
         fake: velocity field v_psi; it alone receives gradients.
         sample: generated x (B, ...); detached here, so the student receives none.
-        levels: noise levels; None: ``UniformLevels()``. Cover at least those at which scores are compared.
+        noise_levels: sampler of t; None: ``UniformLevels()`` [ours]. Cover at least those at which scores are
+            compared; DMD2 trains its fake score on ALL levels.
         generator: for noise and levels; draws on its own device.
         cond: conditions, passed to the field.
 
@@ -46,7 +47,7 @@ def fake_score_loss(
         ValueError: if the field returns another shape than the sample's.
     """
     x = sample.detach()
-    x_t, t, noise = noised(x, levels or UniformLevels(), generator)
+    x_t, t, noise = noised(x, noise_levels or UniformLevels(), generator)
     velocity = check_output(fake(x_t, t, **cond), x, "the fake field")
     error = (velocity.to(noise.dtype) - (noise - x)).square().flatten(1).mean(dim=1)
     return FakeScoreOutput(loss=error.mean(), squared_error=error.detach(), t=t)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hd_dmd.checks import check_positive, check_sampler
 from hd_dmd.field import Field, check_output, expand_times
 from hd_dmd.levels import LevelSampler, UniformLevels
 
@@ -69,14 +70,14 @@ class DistributionMatchingOutput:
 class DistributionMatchingLoss:
     """L_DM = 1/2 mse(x, stopgrad(x - g)); its gradient in x is g / (element count) [DMD2, 2405.14867]."""
 
-    levels: LevelSampler = dataclass_field(default_factory=UniformLevels)
-    """draws the noise levels"""
+    noise_levels: LevelSampler = dataclass_field(default_factory=UniformLevels)
+    """draws the noise levels: UniformLevels [ours] by default, KarrasLevels as in DMD2"""
     floor: float = 1e-6
-    """lower bound of the normaliser, > 0"""
+    """lower bound of the normaliser, > 0 and finite"""
 
     def __post_init__(self) -> None:
-        if self.floor <= 0:
-            raise ValueError(f"floor must be > 0; got {self.floor}")
+        check_sampler("noise_levels", self.noise_levels, "sample(batch, generator, device) -> t")
+        check_positive("floor", self.floor)
 
     def __call__(
         self,
@@ -101,7 +102,7 @@ class DistributionMatchingLoss:
             ValueError: if a field returns another shape than the sample's.
         """
         x = sample.detach()
-        x_t, t, _ = noised(x, self.levels, generator)
+        x_t, t, _ = noised(x, self.noise_levels, generator)
         with torch.no_grad():
             v_real = check_output(real(x_t, t, **cond), x, "the real field")
             v_fake = check_output(fake(x_t, t, **cond), x, "the fake field")
@@ -119,13 +120,15 @@ class DistributionMatchingLoss:
         )
 
 
-def noised(x: Tensor, levels: LevelSampler, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def noised(
+    x: Tensor, noise_levels: LevelSampler, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw levels and noise: (x_t, t, n) with x_t = (1 - t) x + t n.
 
     x_t has x's shape and dtype; t, of shape (B,), and n, of x's shape, are in float32 or better.
     """
     precise = torch.promote_types(x.dtype, torch.float32)
-    t = levels.sample(x.shape[0], generator, x.device).to(precise)
+    t = noise_levels.sample(x.shape[0], generator, x.device).to(precise)
     where = x.device if generator is None else generator.device
     noise = torch.randn(x.shape, generator=generator, device=where, dtype=precise).to(x.device)
     times = expand_times(t, x)

@@ -1,7 +1,5 @@
 """``python -m hd_trainer`` is ``hdistill``."""
 
-import sys
+from hd_trainer.cli import entry
 
-from hd_trainer.cli import main
-
-sys.exit(main())
+entry()

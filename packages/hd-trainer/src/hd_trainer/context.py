@@ -1,39 +1,57 @@
-"""From settings to what a run needs: data, device, a fresh network."""
+"""A run's surroundings, made once per command and handed down."""
 
 from __future__ import annotations
 
-from torch import nn
+import contextlib
+from dataclasses import dataclass
 
-import hd_zoo
-from hd_trainer.data import load_data
-from hd_trainer.device import choose_device
-from hd_trainer.errors import UserError
-from hd_trainer.settings import Settings
-from hd_trainer.stages.common import Context, seeded
+import torch
+from torch import Tensor
 
+from hd_trainer.data import Batch, Dataset, grid_conditions, load_data
+from hd_trainer.engine import draws, parallel
+from hd_trainer.engine.precision import Precision, autocast
+from hd_trainer.writers import JsonLines, WriterFactory
 
-def make_context(settings: Settings) -> Context:
-    """Data, device and seed of a run."""
-    return Context(
-        data=load_data(settings.data),
-        device=choose_device(settings.device),
-        precision=settings.precision,
-        seed=settings.seed,
-    )
+GRID_ROWS = 6
 
 
-def fresh_network(settings: Settings, context: Context) -> nn.Module:
-    """The teacher's network with weights that are a function of the seed; the global generator is left alone."""
-    channels, _, size = context.data.shape
-    with seeded(settings.seed):
-        try:
-            network = hd_zoo.create_model(
-                settings.model.name,
-                image_size=size,
-                channels=channels,
-                classes=len(context.data.classes),
-                **settings.model.overrides(),
-            )
-        except ValueError as error:
-            raise UserError(f"model: {error}") from error
-    return network.to(context.device)
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where a stage runs and on what."""
+
+    data: Dataset
+    device: torch.device
+    precision: Precision
+    seed: int
+    writers: tuple[WriterFactory, ...] = (JsonLines,)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """A fresh autocast context. Leaving it drops its cache of casts: use one for each forward pass that trains."""
+        return autocast(self.device, self.precision)
+
+    def batch(self, step: int, size: int) -> Batch:
+        """The training samples of a step, on the device."""
+        index = draws.step_indices(step, size, len(self.data.train), self.seed)
+        return self.data.train.read(index).to(self.device)
+
+    def noise(self, size: int, generator: torch.Generator) -> Tensor:
+        """Standard normal (size, C, H, W) on the device."""
+        return draws.normal(size, self.data.shape, generator, self.device)
+
+    def grid_inputs(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Noise and conditions of the sample grids, the same in every stage."""
+        cond = grid_conditions(self.data, GRID_ROWS)
+        size = len(next(iter(cond.values()))) if cond else GRID_ROWS * 10
+        noise = draws.picture_noise(self.data.shape, 0, size, self.device)
+        return noise, {name: value.to(self.device) for name, value in cond.items()}
+
+
+def make_context(data: str, *, device: str, precision: Precision, seed: int) -> Context:
+    """Data, device and seed of a command.
+
+    Raises:
+        UserError: for an unknown data set, a device that is not there, or one of several processes.
+    """
+    parallel.check_single_process()
+    return Context(data=load_data(data), device=parallel.choose_device(device), precision=precision, seed=seed)

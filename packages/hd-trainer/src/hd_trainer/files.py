@@ -1,34 +1,110 @@
-"""Writing that cannot leave half a file: to a temporary name in the same folder, then renamed."""
+"""The one place that writes files: to a temporary name in the same folder, then renamed; complete or absent."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hd_trainer import signals
 from hd_trainer.errors import UserError
+
+#: Begins the name of whatever is being written; one that a killed process left behind may be removed.
+INCOMPLETE = ".incomplete-"
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write(temporary)``, then rename the temporary file to ``path``; on any error ``path`` is untouched."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with signals.held():
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=INCOMPLETE, suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
+    """Call ``fill(temporary folder)``, then put it where ``target`` is, which is replaced if it exists."""
+    with signals.held():
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=INCOMPLETE))
+        try:
+            fill(temporary)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_incomplete(parent: Path) -> None:
+    """Remove what a killed process left behind while it wrote into this folder."""
+    for abandoned in parent.glob(f"{INCOMPLETE}*"):
+        if abandoned.is_dir():
+            shutil.rmtree(abandoned, ignore_errors=True)
+        else:
+            abandoned.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a complete folder: renamed first, so that a kill leaves no half of it under its name."""
+    with signals.held():
+        grave = Path(tempfile.mkdtemp(dir=path.parent, prefix=INCOMPLETE))
+        os.replace(path, grave / path.name)
+        shutil.rmtree(grave, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The text in UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a final newline."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """One more line of a JSON-lines file, written at once."""
+    with signals.held(), open(path, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file. Entries are copied: no two of them share memory in the file.
+
+    Raises:
+        OSError: if it cannot be written, whatever the library below calls that.
+    """
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        write_atomically(path, lambda temporary: save_file(copies, temporary))
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is missing or damaged ({str(error)[:200]})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -41,8 +117,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it and run again") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits, nested deep
+        raise UserError(f"{path} is not JSON ({str(error)[:200]}); remove it and run again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; remove it and run again")
     return value
@@ -54,11 +132,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             return
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            return
+        yield record
 
 
 def make_folder(path: Path) -> Path:
@@ -71,6 +152,16 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror or error}; choose another folder") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to {path}: {reason}; choose another folder") from error
     return path
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    return sha256.hexdigest()

@@ -12,19 +12,34 @@ from torch import Tensor
 from hd_trainer.files import write_atomically
 
 
-def quantise(images: Tensor, levels: int) -> Tensor:
-    """Round images in [-1, 1] to the ``levels`` values a stored pixel can take, out-of-range ones clipped."""
-    top = levels - 1
+def quantise(images: Tensor, grey_levels: int) -> Tensor:
+    """Round images in [-1, 1] to the ``grey_levels`` values a stored pixel can take, out-of-range ones clipped."""
+    top = grey_levels - 1
     return ((images + 1) / 2 * top).round().clamp(0, top) / top * 2 - 1
 
 
+def as_rgb(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] -> (N, 3, H, W).
+
+    Grey ones are repeated. Of any other number of channels (latents without a decoder) the first three are shown (the
+    last is repeated where there are two), divided by three standard deviations.
+    """
+    channels = images.shape[1]
+    if channels == 1:
+        return images.expand(-1, 3, -1, -1)
+    if channels == 3:
+        return images
+    first = images[:, [0, min(1, channels - 1), min(2, channels - 1)]].float()
+    return first / (3 * first.std().clamp(min=1e-6))
+
+
 def tile(images: Tensor, columns: int, *, gap: int = 1, scale: int = 1) -> Image.Image:
-    """Images (N, 1 or 3, H, W) in [-1, 1] as one picture, row by row, ``gap`` grey pixels apart, enlarged blockwise."""
-    count, channels, height, width = images.shape
+    """Images (N, C, H, W) in [-1, 1] as one picture, row by row, ``gap`` grey pixels apart, enlarged blockwise."""
+    count, _, height, width = images.shape
     rows = -(-count // columns)
     canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 128, dtype=np.uint8)
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    for index, pixel in enumerate(pixels.expand(-1, 3, -1, -1) if channels == 1 else pixels):
+    pixels = ((as_rgb(images.detach().float().cpu()).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    for index, pixel in enumerate(pixels):
         top, left = (index // columns) * (height + gap) + gap, (index % columns) * (width + gap) + gap
         canvas[top : top + height, left : left + width] = pixel.permute(1, 2, 0).numpy()
     picture = Image.fromarray(canvas)

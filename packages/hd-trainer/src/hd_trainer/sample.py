@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-import hd_zoo
-from hd_trainer.device import choose_device
-from hd_trainer.errors import UserError, check_seed
+from hd_trainer.checks import check_seed, check_whole
+from hd_trainer.engine import draws
+from hd_trainer.engine.parallel import check_single_process, choose_device
+from hd_trainer.errors import UserError
+from hd_trainer.evaluation import in_batches
 from hd_trainer.files import make_folder
 from hd_trainer.images import save_grid
-from hd_trainer.stages.common import check_guidance, guided
+from hd_trainer.networks import GuidanceSettings, is_student, read_network, sampler
+from hd_trainer.run_folder import last_stage
+
+MAX_COUNT, MAX_SAMPLING_STEPS = 100_000, 10_000
 
 
 def sample(
@@ -27,36 +33,43 @@ def sample(
 ) -> None:
     """Write a grid of ``count`` images, ten in a row, to ``out`` (PNG).
 
-    A student is sampled by ``steps`` equal jumps (default 1), a teacher by Euler's method (default 50 steps).
+    A student is sampled by ``steps`` equal jumps (default 1), a teacher by Euler's method (default 50 steps). Of a
+    run's folder the last finished stage is taken.
 
     Raises:
         UserError: for missing weights, an unknown label, impossible numbers or a place that cannot be written.
     """
-    if count < 1 or (steps is not None and steps < 1):
-        raise UserError(f"count and steps must be >= 1; got {count} and {steps}")
+    check_single_process()
+    check_whole(high=MAX_COUNT, count=count)
+    if steps is not None:
+        check_whole(high=MAX_SAMPLING_STEPS, steps=steps)
     check_seed(seed)
+    guidance = GuidanceSettings(scale=guidance_scale)
     if out.is_dir():
         raise UserError(f"{out} is a folder; give --out the name of a picture, e.g. {out / 'samples.png'}")
-    check_guidance(guidance_scale, (0.0, 1.0))
     place = choose_device(device)
-    try:
-        network: Any = hd_zoo.from_pretrained(folder, device=place)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(str(error)) from error
+    network: Any = read_network(last_stage(folder), place)
     if len(network.sample_shape) != 3:
         raise UserError(f"the network in {folder} makes no images but vectors {tuple(network.sample_shape)}")
     bad = [label for label in labels if not 0 <= label < network.classes]
     if bad:
-        raise UserError(f"labels must lie in 0..{network.classes - 1}; got {', '.join(map(str, bad))}")
-    if network.interval is not None and guidance_scale != 1:
+        accepted = f"lie in 0..{network.classes - 1}" if network.classes else "not be given: the network has no classes"
+        raise UserError(f"labels must {accepted}; got {', '.join(map(str, bad))}")
+    student = is_student(network)
+    if student and guidance_scale != 1:
         raise UserError("guidance_scale is for teachers: a student has its teacher's guidance in its weights")
     make_folder(out.parent)
     chosen = torch.tensor(labels or range(max(network.classes, 1)))
-    wanted = chosen.repeat(-(-count // len(chosen)))[:count].to(place) if network.classes else None
-    noise = hd_zoo.seeded_noise(network.sample_shape, range(seed << 20, (seed << 20) + count), device=place)
-    if network.interval is None:
-        images = hd_zoo.sample_ode(guided(network, guidance_scale, (0.0, 1.0)), noise, steps or 50, labels=wanted)
-    else:
-        images = hd_zoo.sample_jumps(network, noise, hd_zoo.uniform_times(steps or 1), labels=wanted)
+    wanted = {"labels": chosen.repeat(-(-count // len(chosen)))[:count].to(place)} if network.classes else {}
+    noise = draws.picture_noise(network.sample_shape, draws.evaluation_seed(seed), count, place)
+    null = {"labels": network.null_label} if network.classes else {}
+    draw, calls = sampler(network, steps or (1 if student else 50), guidance, null)
+    # Long work is done in small parts, so that the bar can tell how long it will take.
+    batch = max(10, min(250, 50_000 // calls))
+    bar = tqdm(total=count, desc="sampling", unit="image", disable=count <= batch)
+    images = in_batches(draw, noise, wanted, batch, bar.update)
+    bar.close()
+    if not bool(torch.isfinite(images).all()):
+        raise UserError(f"the network in {folder} has diverged: its samples are not finite; train it again")
     save_grid(images, out)
     print(f"Wrote {out}: {count} images")

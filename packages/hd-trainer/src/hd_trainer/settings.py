@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from hd_trainer.device import Precision
-from hd_trainer.errors import UserError, check_choice, check_seed
+from hd_trainer.checks import check_choice, check_seed
+from hd_trainer.earlier import FORMAT, upgrade_settings
+from hd_trainer.engine.loop import LoopSettings
+from hd_trainer.engine.precision import Precision
+from hd_trainer.errors import UserError
 from hd_trainer.evaluation import EvaluationSettings
-from hd_trainer.loop import LoopSettings
+from hd_trainer.networks import ModelSettings
 from hd_trainer.stages.distribution import DistributionSettings
 from hd_trainer.stages.teacher import TeacherSettings
 from hd_trainer.stages.trajectory import TrajectorySettings
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The network of teacher and student."""
-
-    name: str = "dit_nano_2"
-    """a name of hd_zoo.list_models()"""
-    width: int | None = None
-    """None: the model's own"""
-    depth: int | None = None
-    """None: the model's own"""
-    time_scale: float = 1.0
-    """factor on t before its sinusoids; it multiplies du/dt"""
-
-    def overrides(self) -> dict[str, Any]:
-        """The arguments for hd_zoo.create_model beside the data's own."""
-        chosen: dict[str, Any] = {"time_scale": self.time_scale}
-        return chosen | {name: value for name in ("width", "depth") if (value := getattr(self, name)) is not None}
+#: In JSON, beside the settings of one of several classes: the name of the class.
+KIND = "kind"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +31,8 @@ class Settings:
 
     recipe: Annotated[str, tyro.conf.Suppress]
     """the recipe these settings came from"""
-    data: Annotated[str, tyro.conf.Suppress]
-    """data set, a name of hd_trainer.data"""
+    data: str
+    """data set: a name of hd_trainer.data, or path/to/file.py:function"""
     seed: int = 0
     """decides every random number of the run"""
     device: str = "auto"
@@ -66,32 +53,45 @@ class Settings:
 
 def to_json(settings: Settings) -> dict[str, Any]:
     """Settings as plain JSON values (tuples become lists), for ``recipe.json``."""
-    return _plain(dataclasses.asdict(settings))
+    return {"format": FORMAT, **_plain(settings)}
 
 
-def from_json(kind: type[T], values: Any, where: str) -> T:
-    """Settings of class ``kind`` from what :func:`to_json` gave; nested settings and tuples are restored.
+def settings_from_json(values: Any, where: str) -> Settings:
+    """Settings from what :func:`to_json` gave, or an earlier version.
 
     Raises:
         UserError: naming ``where`` and the setting, for one that is unknown, missing or impossible.
     """
+    return from_json(Settings, upgrade_settings(values) if isinstance(values, dict) else values, where)
+
+
+def from_json(kind: type[T], values: Any, where: str) -> T:
+    """Settings of class ``kind`` from plain JSON values; nested settings and tuples are restored.
+
+    Raises:
+        UserError: as :func:`settings_from_json`.
+    """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: {kind.__name__} must be an object; got {values!r}")
-    hints = get_type_hints(kind)
+        raise UserError(f"{where}: {kind.__name__} must be an object; got {str(values)[:60]}")
+    hints = _hints(kind)
+    values = {name: value for name, value in values.items() if name != KIND}
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
-        raise UserError(f"{where}: unknown setting(s) {', '.join(unknown)}; it was made by another version")
+        raise UserError(f"{where}: unknown setting(s) {', '.join(unknown)[:200]}; it was made by another version")
     arguments = {}
     for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = from_json(hints[name], value, f"{where}: {name}")
+        records = _records(hints[name])
+        if records and not (value is None and type(None) in get_args(hints[name])):
+            value = from_json(_chosen(records, value, f"{where}: {name}"), value, f"{where}: {name}")
         elif isinstance(value, list):
             value = tuple(value)
+        elif value is not None and hints[name] in (str, int, float, bool) and not _fits(value, hints[name]):
+            raise UserError(f"{where}: {name} must be {hints[name].__name__}; got {str(value)[:60]}")
         arguments[name] = value
     try:
         return kind(**arguments)
-    except (TypeError, UserError) as error:
-        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: {str(error)[:300]}") from error
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
@@ -106,7 +106,41 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
     return found
 
 
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Type of each setting. What a held loss leaves open (its times, which its owner fills in) is no setting."""
+    hints = get_type_hints(kind)
+    names = [one.name for one in dataclasses.fields(kind)]
+    return {name: hints[name] for name in names if not getattr(hints[name], "_is_protocol", False)}
+
+
+def _records(hint: Any) -> list[type[Any]]:
+    """The settings classes that a type allows: none, one, or a choice of several."""
+    return [one for one in (hint, *get_args(hint)) if isinstance(one, type) and dataclasses.is_dataclass(one)]
+
+
+def _chosen(records: list[type[Any]], value: Any, where: str) -> type[Any]:
+    """Of a choice of several the one that the value names; the first where it names none."""
+    name = value.get(KIND, records[0].__name__) if isinstance(value, dict) else records[0].__name__
+    for record in records:
+        if record.__name__ == name:
+            return record
+    raise UserError(
+        f"{where}: {KIND} must be one of {', '.join(one.__name__ for one in records)}; got {str(name)[:60]}"
+    )
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = _hints(type(value))
+        plain = {name: _plain(getattr(value, name)) for name in hints}
+        for name, hint in hints.items():
+            if len(_records(hint)) > 1 and isinstance(plain[name], dict):
+                plain[name] = {KIND: type(getattr(value, name)).__name__, **plain[name]}
+        return plain
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -1,48 +1,174 @@
-"""The one form in which every data set reaches a stage, and a data order that is a function of the step."""
+"""The one form in which every data set reaches a stage: splits that give batches of samples with their conditions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from hd_trainer.checks import check_whole
+from hd_trainer.errors import UserError
+
+#: Fewer samples than this in a split cannot be measured.
+FEWEST = 4
+
 
 @dataclass(frozen=True, kw_only=True)
-class ImageData:
-    """A labelled image set in memory, split once and for all."""
+class Batch:
+    """Samples and what they are conditioned on."""
+
+    x: Tensor
+    """(B, ...) float32"""
+    cond: dict[str, Tensor]
+    """conditions by name, the batch first in each; passed to networks as ``**cond``"""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(x=self.x.to(device), cond={name: value.to(device) for name, value in self.cond.items()})
+
+
+class Split(Protocol):
+    """Samples that can be read by their number."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: Tensor) -> Batch:
+        """The samples of ``index`` (B,) int64, in that order, on the CPU."""
+
+    def cond(self, index: Tensor) -> dict[str, Tensor]:
+        """Their conditions alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory:
+    """A split that is two tensors or more."""
+
+    x: Tensor
+    """(N, ...) float32"""
+    conditions: dict[str, Tensor] = field(default_factory=dict)
+    """by name, N first in each"""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, index: Tensor) -> Batch:
+        """See :class:`Split`."""
+        return Batch(x=self.x[index], cond=self.cond(index))
+
+    def cond(self, index: Tensor) -> dict[str, Tensor]:
+        """See :class:`Split`."""
+        return {name: value[index] for name, value in self.conditions.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Images or latents, split once and for all. What it holds is checked when it is made.
+
+    Raises:
+        UserError: one line for what is wrong with it.
+    """
 
     name: str
     """as in ``load_data(name)``"""
-    train: Tensor
-    """(N, channels, height, width) float32 in [-1, 1]: what every network is trained on, and the metrics' reference"""
-    train_labels: Tensor
-    """(N,) int64"""
-    held_out: Tensor
+    train: Split
+    """(C, H, W) samples, images in [-1, 1]: what every network is trained on, and the metrics' reference"""
+    held_out: Split
     """as ``train``; seen by no network, the metric's own included"""
-    held_out_labels: Tensor
-    """as ``train_labels``"""
-    classes: tuple[str, ...]
-    """name of each class"""
-    levels: int
-    """grey levels of a stored pixel; generated images are rounded to them before they are measured"""
+    classes: tuple[str, ...] = ()
+    """name of each class, where the condition ``labels`` is one; () for none"""
+    null: dict[str, Any] = field(default_factory=dict)
+    """for each condition what stands for "no condition": a number, or a tensor that broadcasts to one entry"""
+    grey_levels: int = 256
+    """values of a stored pixel; generated images are rounded to them before they are measured"""
+    decode: Callable[[Tensor], Tensor] | None = None
+    """latents (B, C, H, W) -> images (B, 3, H', W') in [-1, 1], for pictures; None: the samples are images"""
+
+    def __post_init__(self) -> None:
+        check_whole(low=2, high=65536, grey_levels=self.grey_levels)
+        for name, split in (("train", self.train), ("held_out", self.held_out)):
+            if len(split) < FEWEST:
+                raise UserError(
+                    f"data set {self.name!r}: {name} holds {len(split)} sample(s); at least {FEWEST} are needed"
+                )
+            _check_split(self, name, split)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image, (channels, height, width)."""
-        return tuple(self.train.shape[1:])
+        """Shape of one sample, (channels, height, width)."""
+        return tuple(self.train.read(torch.zeros(1, dtype=torch.long)).x.shape[1:])
 
 
-def batch_at(step: int, batch: int, count: int, seed: int) -> Tensor:
-    """Indices (batch,) of training step ``step``: a fresh shuffle of all ``count`` samples every epoch.
+def pictures(data: Dataset, samples: Tensor) -> Tensor:
+    """Samples as something to look at: decoded, where the data set has a decoder."""
+    return samples if data.decode is None else data.decode(samples)
 
-    A function of its arguments alone, so that a resumed run sees the very batches it would have seen.
+
+def read_all(split: Split, limit: int | None = None) -> Batch:
+    """The whole split in one batch, or its first ``limit`` samples."""
+    return split.read(torch.arange(len(split) if limit is None else min(limit, len(split))))
+
+
+def grid_conditions(data: Dataset, rows: int, columns: int = 10) -> dict[str, Tensor]:
+    """Conditions of a picture of ``rows`` rows: a column for each class, at most ``columns`` of them, evenly spaced.
+
+    Without classes: those of the first held-out samples.
     """
-    parts, position = [], step * batch
-    while batch > 0:
-        epoch, offset = divmod(position, count)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        parts.append(order[offset : offset + batch])
-        position += len(parts[-1])
-        batch -= len(parts[-1])
-    return torch.cat(parts)
+    if data.classes:
+        number = len(data.classes)
+        shown = (
+            torch.tensor([i * number // columns for i in range(columns)]) if number > columns else torch.arange(number)
+        )
+        return {"labels": shown.repeat(rows)}
+    return data.held_out.cond(torch.arange(rows * columns) % len(data.held_out))
+
+
+def _check_split(data: Dataset, name: str, split: Split) -> None:
+    """Every sample once, in chunks."""
+    where = f"data set {data.name!r}: {name}"
+    low, high, shape = float("inf"), float("-inf"), None
+    for index in torch.arange(len(split)).split(4096):
+        batch = split.read(index)
+        x = batch.x
+        if not isinstance(x, Tensor) or x.dtype != torch.float32:
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"{where} must be float32 tensors; got {kind} (images_from_arrays converts)")
+        if x.ndim != 4 or 0 in x.shape:
+            raise UserError(f"{where} must be of shape (N, C, H, W); got {tuple(x.shape)}")
+        if shape is not None and x.shape[1:] != shape:
+            raise UserError(f"{where} has samples of different shapes, {tuple(shape)} and {tuple(x.shape[1:])}")
+        shape = x.shape[1:]
+        if not bool(torch.isfinite(x).all()):
+            raise UserError(f"{where} has values that are not finite")
+        low, high = min(low, float(x.min())), max(high, float(x.max()))
+        _check_conditions(data, where, batch)
+    if data.decode is None and not (low >= -1 - 1e-4 and high <= 1 + 1e-4):
+        raise UserError(f"{where} must lie in [-1, 1]; got [{low:.4g}, {high:.4g}]")
+    if low == high:
+        raise UserError(f"{where} is {low:.4g} everywhere: there is nothing to learn")
+
+
+def _check_conditions(data: Dataset, where: str, batch: Batch) -> None:
+    if batch.cond.keys() != data.null.keys():
+        raise UserError(
+            f"{where} has the conditions {sorted(batch.cond)}, null names {sorted(data.null)}: they must be the same"
+        )
+    for name, value in batch.cond.items():
+        if len(value) != len(batch):
+            raise UserError(f"{where} has {len(batch)} samples and {len(value)} {name}")
+    if ("labels" in batch.cond) != bool(data.classes):
+        raise UserError(f"{where}: the condition labels and the names of classes go together; got {data.classes}")
+    if data.classes:
+        labels, number = batch.cond["labels"], len(data.classes)
+        if labels.dtype != torch.long or labels.ndim != 1:
+            raise UserError(f"{where}: labels must be int64 of shape (N,); got {labels.dtype} {tuple(labels.shape)}")
+        if not bool(((labels >= 0) & (labels < number)).all()):
+            raise UserError(
+                f"{where}: labels must lie in 0..{number - 1} for {number} classes; "
+                f"got {int(labels.min())}..{int(labels.max())}"
+            )

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import sklearn.datasets
 import torch
+from torch import Tensor
 
-from hd_trainer.data.dataset import ImageData
+from hd_trainer.data.dataset import Dataset, InMemory
+from hd_trainer.engine.draws import shuffled
 
 HELD_OUT = 360
 SPLIT_SEED = 2511
 
 
-def load_digits() -> ImageData:
+def load_digits() -> Dataset:
     """1,437 training and 360 held-out images in [-1, 1]; the split is fixed for good [ours]."""
+    import sklearn.datasets  # a second of import time, for this data set alone
+
     bunch = sklearn.datasets.load_digits()
     images = torch.from_numpy(bunch.images).float()[:, None] / 8 - 1
     labels = torch.from_numpy(bunch.target).long()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    held_out, train = order[:HELD_OUT], order[HELD_OUT:]
-    return ImageData(
+    order = shuffled(len(images), SPLIT_SEED)
+
+    def take(index: Tensor) -> InMemory:
+        return InMemory(x=images[index], conditions={"labels": labels[index]})
+
+    return Dataset(
         name="digits",
-        train=images[train],
-        train_labels=labels[train],
-        held_out=images[held_out],
-        held_out_labels=labels[held_out],
+        train=take(order[HELD_OUT:]),
+        held_out=take(order[:HELD_OUT]),
         classes=tuple("0123456789"),
-        levels=17,
+        null={"labels": 10},
+        grey_levels=17,
     )

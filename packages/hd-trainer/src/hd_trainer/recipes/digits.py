@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from hd_dmd import UniformLevels
+from hd_meanflow import LogitNormalTimes
+from hd_trainer.engine.loop import LoopSettings
+from hd_trainer.engine.optimizer import OptimizerSettings
 from hd_trainer.evaluation import EvaluationSettings
-from hd_trainer.loop import LoopSettings
-from hd_trainer.optim import OptimizerSettings
-from hd_trainer.settings import ModelSettings, Settings
-from hd_trainer.stages.critic import AdversarySettings
+from hd_trainer.networks import ModelSettings
+from hd_trainer.settings import Settings
+from hd_trainer.stages.discriminator import DiscriminatorSettings
 from hd_trainer.stages.distribution import DistributionSettings
 from hd_trainer.stages.teacher import TeacherSettings
 from hd_trainer.stages.trajectory import TrajectorySettings
+
+#: One-step sampling alone is asked of the student, so half of its intervals are (0, 1).
+TIMES = LogitNormalTimes(interval_share=0.5, endpoint_share=0.5)
 
 
 def digits() -> Settings:
@@ -21,25 +27,18 @@ def digits() -> Settings:
         precision="fp32",
         model=ModelSettings(name="dit_nano_2"),
         teacher=TeacherSettings(steps=2_000, batch=64, optimizer=OptimizerSettings(lr=5e-3)),
-        trajectory=TrajectorySettings(
-            steps=700,
-            batch=64,
-            # One-step sampling alone is asked of the student, so half of its intervals are (0, 1).
-            interval_share=0.5,
-            endpoint_share=0.5,
-            optimizer=OptimizerSettings(lr=2e-3),
-        ),
+        trajectory=TrajectorySettings(steps=700, batch=64, times=TIMES, optimizer=OptimizerSettings(lr=2e-3)),
         distribution=DistributionSettings(
             steps=1_200,
             batch=64,
-            student_every=3,
+            student_update_every=3,
             optimizer=OptimizerSettings(lr=1e-3, warmup=20),
             # The fake score learns twice as fast as the student: it has to keep up with it.
-            fake_optimizer=OptimizerSettings(lr=2e-3, warmup=20, schedule="constant"),
-            adversary=AdversarySettings(
+            fake_score_optimizer=OptimizerSettings(lr=2e-3, warmup=20, schedule="constant"),
+            discriminator=DiscriminatorSettings(
                 # Above t = 0.7 an 8x8 digit cannot be told from another; larger weights cost recall.
-                levels=(0.02, 0.7),
-                weight=0.05,
+                noise_levels=UniformLevels(low=0.02, high=0.7),
+                gan_weight=0.05,
                 optimizer=OptimizerSettings(lr=2e-3, betas=(0.5, 0.99), warmup=20, schedule="constant"),
             ),
         ),
@@ -56,7 +55,7 @@ def digits_smoke() -> Settings:
         model=full.model,
         loop=LoopSettings(log_every=5, checkpoint_every=20),
         teacher=TeacherSettings(steps=40, batch=32),
-        trajectory=TrajectorySettings(steps=30, batch=32, interval_share=0.5, endpoint_share=0.5),
-        distribution=DistributionSettings(steps=30, batch=32, student_every=3, adversary=AdversarySettings()),
+        trajectory=TrajectorySettings(steps=30, batch=32, times=TIMES),
+        distribution=DistributionSettings(steps=30, batch=32, student_update_every=3),
         evaluation=EvaluationSettings(samples=100, teacher_steps=(1, 4, 50), timing_repeats=2),
     )

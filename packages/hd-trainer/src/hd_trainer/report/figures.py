@@ -11,8 +11,12 @@ import matplotlib
 from PIL import Image
 from torch import Tensor
 
+from hd_trainer.earlier import upgrade_record
+from hd_trainer.evaluation import Row
 from hd_trainer.files import read_records
 from hd_trainer.images import tile
+from hd_trainer.stages import STAGES
+from hd_trainer.writers import METRICS
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
@@ -23,14 +27,14 @@ INK, ACCENTS = "#1f2933", ("#0b6e99", "#d9822b", "#5c8d3e", "#8e4b9e")
 CURVES: dict[str, list[tuple[str, dict[str, str], bool]]] = {
     "teacher": [("flow matching", {"loss": "squared error"}, False)],
     "trajectory": [
-        ("MeanFlow error", {"error_at_intervals": "r < t", "error_at_r_equal_t": "r = t"}, True),
+        ("MeanFlow error", {"error_r_below_t": "r < t", "error_r_equal_t": "r = t"}, True),
         ("du/dt", {"derivative_rms": "root mean square"}, False),
     ],
     "distribution": [
         ("distribution matching", {"velocity_gap": "mean |v real - v fake|"}, False),
-        ("fake score", {"fake_score": "squared error"}, False),
-        ("adversary", {"discriminator": "discriminator", "student_adversarial": "student"}, False),
-        ("real and fake told apart", {"told_apart": "share of right answers"}, False),
+        ("fake score", {"fake_score_loss": "squared error"}, False),
+        ("adversarial losses", {"discriminator_loss": "discriminator", "gan_loss": "student"}, False),
+        ("discriminator", {"discriminator_accuracy": "share of right answers"}, False),
     ],
 }
 
@@ -49,7 +53,7 @@ def png(image: Image.Image) -> str:
 
 def curves(folder: Path, stage: str) -> str:
     """The stage's loss curves as one SVG; empty text where it recorded nothing."""
-    records = read_records(folder / "metrics.jsonl")
+    records = [upgrade_record(record) for record in read_records(folder / METRICS)]
     panels = [(title, names, log) for title, names, log in CURVES[stage] if _has(records, names)]
     if not panels:
         return ""
@@ -69,33 +73,22 @@ def curves(folder: Path, stage: str) -> str:
     return svg(figure)
 
 
-def trade_off(rows: list[dict[str, Any]], unit: str, floor: float) -> str:
-    """Quality against speed: every row of the table but the data's, as an SVG."""
+def trade_off(rows: list[Row], unit: str) -> str:
+    """Quality against speed: every row of the table but the data's, as an SVG; empty where no distance was measured."""
+    floor = rows[0].fd
+    if floor is None:
+        return ""
     figure = Figure(figsize=(5.6, 3.1), layout="constrained")
     axes = figure.subplots()
-    colors = dict(zip(("teacher", "trajectory", "distribution"), ACCENTS, strict=False))
-    for name, color in colors.items():
-        points = [row for row in rows if row["name"] == name]
+    for name, color in zip(STAGES, ACCENTS, strict=False):
+        points = [(row.images_per_second, row.fd, row.steps) for row in rows if row.name == name]
         if not points:
             continue
-        axes.plot(
-            [row["images_per_second"] for row in points],
-            [row["fd"] for row in points],
-            color=color,
-            marker="o",
-            markersize=5,
-            linewidth=1,
-            label=name,
-        )
-        for row in points:
-            axes.annotate(
-                f"{row['steps']}",
-                (row["images_per_second"], row["fd"]),
-                textcoords="offset points",
-                xytext=(5, 4),
-                fontsize=7,
-                color=INK,
-            )
+        speeds, distances, _ = zip(*points, strict=True)
+        axes.plot(speeds, distances, color=color, marker="o", markersize=5, linewidth=1, label=name)
+        for speed, distance, steps in points:
+            at = (speed, distance)
+            axes.annotate(f"{steps}", at, textcoords="offset points", xytext=(5, 4), fontsize=7, color=INK)
     axes.axhline(floor, color="#9aa5b1", linewidth=1, linestyle="--", label="held-out data")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -109,7 +102,7 @@ def trade_off(rows: list[dict[str, Any]], unit: str, floor: float) -> str:
 
 
 def heatmaps(images: Tensor, weights: Tensor, enlarge: int = 6) -> str:
-    """Images (N, 1 or 3, H, W), each above its token weights (N, h, w), as a PNG data address.
+    """Images (N, C, H, W), each above its token weights (N, h, w), as a PNG data address.
 
     Colours run from 0 (dark) to four times the uniform weight (bright): a uniform map is even and dim.
     """

@@ -9,157 +9,146 @@ import jinja2
 import torch
 from torch import Tensor, nn
 
-import hd_trainer
-import hd_zoo
-from hd_awd import FeatureTap
-from hd_meanflow import interpolate
-from hd_trainer.context import make_context
-from hd_trainer.data import ImageData
-from hd_trainer.errors import UserError
-from hd_trainer.evaluation import RESULTS, sampler
-from hd_trainer.files import make_folder, read_json, write_atomically
+from hd_trainer.context import Context
+from hd_trainer.data import Batch, grid_conditions, pictures, read_all
+from hd_trainer.engine import draws
+from hd_trainer.evaluation import Row, read_results
+from hd_trainer.evaluation.rows import number
+from hd_trainer.files import make_folder, write_text
+from hd_trainer.networks import load_network, sampler
 from hd_trainer.recipes import load_recipe
-from hd_trainer.report import figures
-from hd_trainer.settings import Settings, to_json
+from hd_trainer.report import attention, figures
+from hd_trainer.report.summary import summarise, warnings
+from hd_trainer.run_folder import brought, stage_folders
+from hd_trainer.settings import KIND, Settings, to_json
 from hd_trainer.stages import STAGES
-from hd_trainer.stages.common import Context, load_network
-from hd_trainer.stages.critic import load_discriminator
+from hd_trainer.version import __version__
 
 REPORT = "report.html"
 ROWS_OF_SAMPLES = 8
-TEACHER_STEPS = 50
-WEIGHT_LEVEL = 0.3
+#: The seeds of the page's pictures are none of the measured ones.
+FIRST_SEED = 10**9
+TITLES = {"teacher": "teacher", "trajectory": "stage 1, trajectory", "distribution": "stage 2, distribution"}
 
 
-def write_report(settings: Settings, out: Path) -> Path:
+def write_report(settings: Settings, context: Context, out: Path) -> Path:
     """Write ``out/report.html``: pictures from the same noise and class, the table, curves, token weights.
 
     Raises:
         UserError: if the run is not finished and evaluated.
     """
-    if not (out / RESULTS).exists():
-        raise UserError(f"{out} is not evaluated yet; run: hdistill evaluate {out}")
-    results = read_json(out / RESULTS)
-    if not {"rows", "training_seconds"} <= results.keys():
-        raise UserError(f"{out / RESULTS} is damaged; run: hdistill evaluate {out}")
+    rows, facts = read_results(out)
+    summary = summarise(rows)
     make_folder(out)
-    context = make_context(settings)
-    networks = {stage: load_network(out / stage, context.data, context.device) for stage in STAGES}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hd_trainer", "report"), autoescape=True, undefined=jinja2.StrictUndefined
+    networks = {
+        stage: load_network(folder, context.data, context.device) for stage, folder in stage_folders(out).items()
+    }
+    samples = _samples(settings, context, networks, summary["teacher"])
+    last = summary["last"].name
+    real = _held_out(context)
+    unit = f"FD-{context.data.name}"
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            version=__version__,
+            recipe=settings.recipe,
+            unit=unit,
+            facts=facts,
+            total_seconds=sum(facts["training_seconds"].values()),
+            rows=rows,
+            titles=TITLES,
+            summary=summary,
+            warnings=warnings(rows, summary, out),
+            samples={
+                name: figures.picture(pictures(context.data, x), _columns(context)) for name, x in samples.items()
+            },
+            neighbours=figures.picture(_with_neighbours(samples[last][:10], context), 10),
+            curves={stage: figures.curves(out / stage, stage) for stage in STAGES},
+            trade_off=figures.trade_off(rows, unit),
+            weights=attention.token_weights(
+                context, networks["teacher"], real, samples[last][: len(real)], out / "distribution"
+            ),
+            command=command_line(settings, brought(out)),
+            settings=to_json(settings),
+            weight_level=attention.LEVEL,
+        )
     )
-    rows = results["rows"]
-    samples = _samples(settings, context, networks)
-    page = environment.get_template("page.html").render(
-        version=hd_trainer.__version__,
-        recipe=settings.recipe,
-        unit=f"FD-{context.data.name}",
-        facts=results,
-        total_seconds=sum(results["training_seconds"].values()),
-        rows=rows,
-        summary=summarise(rows),
-        samples={name: figures.picture(images, 10) for name, images in samples.items()},
-        neighbours=figures.picture(_with_neighbours(samples["distribution"][:10], context.data), 10),
-        curves={stage: figures.curves(out / stage, stage) for stage in STAGES},
-        trade_off=figures.trade_off(rows, f"FD-{context.data.name}", rows[0]["fd"]),
-        weights=_token_weights(context, networks["teacher"], samples["distribution"], out),
-        command=command_line(settings),
-        settings=to_json(settings),
-        teacher_steps=TEACHER_STEPS,
-        weight_level=WEIGHT_LEVEL,
-    )
-    write_atomically(out / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
+    write_text(out / REPORT, page)
     return out / REPORT
 
 
-def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The comparison the page opens with: the teacher at its most steps, both students at their fewest.
-
-    Raises:
-        UserError: if one of the three has no row.
-    """
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["steps"]):
-        by_name.setdefault(row["name"], []).append(row)
-    missing = [name for name in STAGES if name not in by_name]
-    if missing:
-        raise UserError(f"the evaluation has no row for {', '.join(missing)}; train that stage, then evaluate again")
-    teacher, first, second = by_name["teacher"][-1], by_name["trajectory"][0], by_name["distribution"][0]
-    return {
-        "teacher": teacher,
-        "trajectory": first,
-        "distribution": second,
-        "recall_ratio": second["recall"] / max(teacher["recall"], 1e-9),
-        "speed_ratio": second["images_per_second"] / teacher["images_per_second"],
-    }
-
-
-def command_line(settings: Settings) -> str:
-    """The command that makes this run: the recipe, and a flag for every setting that differs from it."""
+def command_line(settings: Settings, weights: dict[str, Path]) -> str:
+    """The command that makes this run: the recipe, the weights brought to it, a flag for every setting that differs."""
+    sources = [f"--{name}-weights {folder}" for name, folder in weights.items()]
     candidates: list[list[str]] = []
     for smoke in (False, True):
-        recipe = to_json(load_recipe(settings.recipe, smoke=smoke))
+        try:
+            recipe = to_json(load_recipe(settings.recipe, smoke=smoke))
+        except ValueError:  # a user's file may have no short form, or be gone
+            continue
         flags = [f"--{name.replace('_', '-')} {value}" for name, value in _changed(to_json(settings), recipe)]
-        candidates.append(["hdistill run", settings.recipe, *["--smoke"] * smoke, *flags])
-    shortest = min(candidates, key=lambda words: len(words))
+        candidates.append(["hdistill run", settings.recipe, *["--smoke"] * smoke, *sources, *flags])
+    if not candidates:
+        return f"hdistill run {settings.recipe}"
+    _, shortest = min((len(words), words) for words in candidates)
     return " ".join(shortest)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hd_trainer", "report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = number
+    return environment
 
 
 def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     found = []
     for name, value in ours.items():
         if isinstance(value, dict):
-            found += _changed(value, recipe[name], f"{prefix}{name}.")
-        elif value != recipe[name]:
+            # The discriminator's network has its flags beside the discriminator's own.
+            below = prefix if (prefix, name) == ("distribution.discriminator.", "network") else f"{prefix}{name}."
+            other = recipe[name] if isinstance(recipe[name], dict) else {}
+            # One of several classes of settings is the recipe's choice: no flag changes it.
+            found += _changed(value, other, below) if value.get(KIND) == other.get(KIND) else []
+        elif value != recipe.get(name) and prefix + name != "recipe":
             found.append((prefix + name, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return found
 
 
-def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Every stage's images from the same noise and labels: a column for each class."""
-    labels = torch.arange(len(context.data.classes)).repeat(ROWS_OF_SAMPLES).to(context.device)
-    # Seeds of their own: these pictures are none of the measured ones, and were not picked.
-    noise = hd_zoo.seeded_noise(context.data.shape, range(10**9, 10**9 + len(labels)), device=context.device)
-    plan = {"teacher": TEACHER_STEPS, "trajectory": 1, "distribution": 1}
-    return {
-        stage: sampler(stage, networks[stage], steps, settings.evaluation)[0](noise, labels)
-        for stage, steps in plan.items()
-    }
+def _columns(context: Context) -> int:
+    return min(10, len(context.data.classes) or 10)
 
 
-def _with_neighbours(images: Tensor, data: ImageData) -> Tensor:
-    """The images, and below each the training image nearest to it in pixel space."""
-    nearest = torch.cdist(images.cpu().flatten(1), data.train.flatten(1)).argmin(dim=1)
-    return torch.cat([images.cpu(), data.train[nearest]])
+def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module], teacher: Row) -> dict[str, Tensor]:
+    """Every stage's samples from the same noise and conditions, the teacher's in the steps of its row ``teacher``."""
+    cond = {name: value.to(context.device) for name, value in grid_conditions(context.data, ROWS_OF_SAMPLES).items()}
+    size = len(next(iter(cond.values()))) if cond else ROWS_OF_SAMPLES * 10
+    noise = draws.picture_noise(context.data.shape, FIRST_SEED, size, context.device)
+    found = {}
+    for stage, network in networks.items():
+        draw, _ = sampler(
+            network, teacher.steps if stage == "teacher" else 1, settings.evaluation.guidance, context.data.null
+        )
+        found[stage] = draw(noise, cond)
+    return found
 
 
-@torch.no_grad()
-def _token_weights(context: Context, teacher: nn.Module, fake: Tensor, out: Path) -> list[dict[str, Any]]:
-    """Per layer, where attention falls on real and on generated images (mean over queries); empty without AWD."""
-    folder = out / "distribution"
-    if not (folder / "discriminator.json").exists():
-        return []
-    discriminator, layers, _ = load_discriminator(folder)
-    tap = FeatureTap(teacher, layers)
-    classes = torch.arange(len(context.data.classes))
-    firsts = torch.stack([(context.data.held_out_labels == label).nonzero()[0, 0] for label in classes])
-    labels = classes.to(context.device)
-    noise = hd_zoo.seeded_noise(context.data.shape, range(len(labels)), device=context.device)
-    images = {"real": context.data.held_out[firsts].to(context.device), "fake": fake[: len(labels)]}
-    t = torch.full((len(labels),), WEIGHT_LEVEL, device=context.device)
-    discriminator.to(context.device)
-    found = {
-        kind: discriminator.token_weights(tap(interpolate(one, noise, t), t, labels=labels))
-        for kind, one in images.items()
-    }
-    shown = []
-    for index, layer in enumerate(layers):
-        entry: dict[str, Any] = {"layer": layer}
-        for kind, one in images.items():
-            weights = found[kind][index].mean(dim=1).cpu()
-            side = round(weights.shape[1] ** 0.5)
-            entry[kind] = figures.heatmaps(one, weights.reshape(len(weights), side, side))
-            # 1 is uniform; the number of tokens is all weight on one.
-            entry[f"{kind}_peak"] = float(weights.amax(dim=1).mean() * weights.shape[1])
-        shown.append(entry)
-    return shown
+def _with_neighbours(samples: Tensor, context: Context) -> Tensor:
+    """Pictures of the samples, and of the training sample nearest to each below it."""
+    training = read_all(context.data.train, 50_000).x
+    nearest = torch.cdist(samples.cpu().flatten(1), training.flatten(1)).argmin(dim=1)
+    return pictures(context.data, torch.cat([samples.cpu(), training[nearest]]))
+
+
+def _held_out(context: Context) -> Batch:
+    """A held-out sample for each column of the page's pictures, on the device."""
+    split = context.data.held_out
+    if not context.data.classes:
+        return split.read(torch.arange(min(10, len(split)))).to(context.device)
+    labels = split.cond(torch.arange(len(split)))["labels"]
+    wanted = grid_conditions(context.data, 1)["labels"]
+    first = [(labels == label).nonzero() for label in wanted]
+    # A class without a held-out sample shows the first of all.
+    return split.read(torch.tensor([int(one[0, 0]) if len(one) else 0 for one in first])).to(context.device)

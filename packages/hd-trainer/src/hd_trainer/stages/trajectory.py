@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 from torch import Tensor, nn
 
-import hd_zoo
 from hd_meanflow import LogitNormalTimes, MeanFlowLoss
-from hd_trainer.errors import UserError, check_choice
-from hd_trainer.loop import Task, step_generator
-from hd_trainer.optim import Optimizer, OptimizerSettings, moving_average, update_average
-from hd_trainer.stages.common import (
-    Context,
-    check_guidance,
-    check_positive,
-    check_shares,
-    guided,
-    save_network,
-    seeded_student,
-)
-
-Derivative = Literal["jvp", "difference"]
+from hd_trainer.checks import MAX_BATCH, check_shares, check_steps, check_whole
+from hd_trainer.context import Context
+from hd_trainer.engine import draws
+from hd_trainer.engine.average import average_of, update_average
+from hd_trainer.engine.loop import Task
+from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings, turn_of
+from hd_trainer.networks import GuidanceSettings, guided, make_student, sampler, save_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,75 +25,38 @@ class TrajectorySettings:
     steps: int
     """optimiser steps"""
     batch: int = 128
-    """images a step"""
+    """samples a step"""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(lr=1e-3))
     ema: float = 0.99
-    """decay of the moving average that becomes the student"""
-    interval_share: float = 0.25
-    """share of the samples with r != t [MeanFlow]"""
-    endpoint_share: float = 0.0
-    """share of those set to (r, t) = (0, 1), the interval of one-step sampling [ours]"""
-    time_mean: float = -0.4
-    """t, r from sigmoid(N(time_mean, time_std^2)) [MeanFlow]"""
-    time_std: float = 1.0
-    """see time_mean"""
-    p: float = 1.0
-    """power of the adaptive weight [MeanFlow]"""
-    c: float = 0.01
-    """offset of the adaptive weight [MeanFlow]"""
-    derivative: Derivative = "jvp"
-    """how du/dt is taken: forward AD (exact) or a finite difference (any attention kernel)"""
-    guidance_scale: float = 1.0
-    """classifier-free guidance of the teacher's velocity; 1 is none"""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """times at which guidance is on"""
+    """decay of the exponential moving average that becomes the student"""
+    times: LogitNormalTimes = field(default_factory=LogitNormalTimes)
+    """times (t, r) of the loss"""
+    meanflow: MeanFlowLoss = field(default_factory=MeanFlowLoss)
+    """the loss; its times are the ones above"""
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    """of the teacher's velocity"""
 
     def __post_init__(self) -> None:
-        check_positive(steps=self.steps, batch=self.batch, time_std=self.time_std, c=self.c)
-        check_shares(ema=self.ema, interval_share=self.interval_share, endpoint_share=self.endpoint_share)
-        check_guidance(self.guidance_scale, self.guidance_interval)
-        check_choice("derivative", self.derivative, Derivative)
-        if not 0 <= self.p < math.inf:
-            raise UserError(f"p must be >= 0 and finite; got {self.p}")
+        check_steps(steps=self.steps)
+        check_whole(high=MAX_BATCH, batch=self.batch)
+        check_shares(ema=self.ema)
 
 
 def prepare(settings: TrajectorySettings, context: Context, teacher: nn.Module) -> Task:
     """The task that distils ``teacher`` (frozen) into a student that starts as its exact copy."""
-    student = seeded_student(teacher, context.seed)
-    average = moving_average(student)
-    optimizer = Optimizer(student.parameters(), settings.optimizer)
-    field_of_teacher = guided(teacher, settings.guidance_scale, settings.guidance_interval)
-    loss = MeanFlowLoss(
-        times=LogitNormalTimes(
-            mean=settings.time_mean,
-            std=settings.time_std,
-            interval_share=settings.interval_share,
-            endpoint_share=settings.endpoint_share,
-        ),
-        p=settings.p,
-        c=settings.c,
-        derivative=settings.derivative,
-    )
-    grid_noise, grid_labels = context.grid_inputs()
+    student = make_student(teacher, context.seed)
+    average = average_of(student)
+    optimizer = Optimizer(student, settings.optimizer, settings.steps)
+    real = guided(teacher, settings.guidance, context.data.null)
+    loss = dataclasses.replace(settings.meanflow, times=settings.times)
+    noise, cond = context.grid_inputs()
+    draw, _ = sampler(average, 1, settings.guidance, context.data.null)
 
     def step(index: int) -> dict[str, Tensor]:
-        generator = step_generator(context.seed, "trajectory", index)
-        x, labels = context.batch(index, settings.batch)
-        noise = context.noise(len(x), generator)
-        with context.autocast():
-            output = loss(student, x, noise, teacher=field_of_teacher, generator=generator, labels=labels)
-        norm = optimizer.update(output.loss, index, settings.steps)
+        with turn_of(student, [teacher]):
+            record = student_step(settings, context, student, real, optimizer, loss, index)
         update_average(average, student, settings.ema, index)
-        moving = output.r != output.t
-        record = {
-            "loss": output.loss.detach(),
-            "error_at_r_equal_t": output.squared_error[~moving].mean() / x[0].numel(),
-            "error_at_intervals": output.squared_error[moving].mean() / x[0].numel(),
-            "derivative_rms": output.derivative_rms,
-            "gradient_norm": norm,
-        }
-        # A share of 0 or 1 leaves one of the two groups empty.
-        return {name: value for name, value in record.items() if not value.isnan() or name == "loss"}
+        return record
 
     return Task(
         name="trajectory",
@@ -109,6 +64,35 @@ def prepare(settings: TrajectorySettings, context: Context, teacher: nn.Module) 
         modules={"student": student, "average": average},
         optimizers={"student": optimizer},
         step=step,
-        sample=lambda: hd_zoo.sample_jumps(average, grid_noise, labels=grid_labels),
-        save=lambda folder: save_network(average, student, folder, stage="trajectory", steps=settings.steps),
+        sample=lambda: draw(noise, cond),
+        save=lambda folder: save_network(average, folder, stage="trajectory", steps=settings.steps),
     )
+
+
+def student_step(
+    settings: TrajectorySettings,
+    context: Context,
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: Optimizer,
+    loss: MeanFlowLoss,
+    index: int,
+) -> dict[str, Tensor]:
+    """One update of the student against the teacher's velocity, guidance included; its scalars."""
+    generator = draws.step_generator(context.seed, "trajectory", index)
+    batch = context.batch(index, settings.batch)
+    cond: dict[str, Any] = batch.cond
+    noise = context.noise(len(batch), generator)
+    with context.autocast():
+        output = loss(student, batch.x, noise, teacher=teacher, generator=generator, **cond)
+    norm = optimizer.update(output.loss, index)
+    r_below_t, size = output.r != output.t, batch.x[0].numel()
+    record = {
+        "loss": output.loss.detach(),
+        "error_r_equal_t": output.squared_error[~r_below_t].mean() / size,
+        "error_r_below_t": output.squared_error[r_below_t].mean() / size,
+        "derivative_rms": output.derivative_rms,
+        "gradient_norm": norm,
+    }
+    # A share of 0 or 1 leaves one of the two groups empty.
+    return {name: value for name, value in record.items() if not value.isnan() or name == "loss"}

@@ -1,0 +1,128 @@
+"""The training loop of every stage. Read it top to bottom."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hd_trainer import signals
+from hd_trainer.checks import check_steps
+from hd_trainer.engine.checkpoint import Progress, check_finite, load_newest, save_checkpoint, tidy
+from hd_trainer.engine.optimizer import Optimizer
+from hd_trainer.errors import UserError
+from hd_trainer.files import write_json
+from hd_trainer.images import save_grid
+from hd_trainer.writers import JsonLines, WriterFactory
+
+DONE, SAMPLES = "done.json", "samples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How often a stage speaks and saves."""
+
+    log_every: int = 20
+    """steps averaged into one record of metrics.jsonl"""
+    checkpoint_every: int = 200
+    """steps between resumable checkpoints (each with a grid of samples)"""
+
+    def __post_init__(self) -> None:
+        check_steps(log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a stage gives to the loop. All randomness of ``step`` must be a function of the step's number."""
+
+    name: str
+    steps: int
+    modules: dict[str, nn.Module]
+    """everything that changes: trained networks and their averages"""
+    optimizers: dict[str, Optimizer]
+    step: Callable[[int], dict[str, Tensor]]
+    """does step i (from 0) and returns scalars worth recording; an entry may be absent at some steps"""
+    sample: Callable[[], Tensor]
+    """a few images (N, C, H, W) in [-1, 1] from the same noise every time"""
+    save: Callable[[Path], None]
+    """writes the finished weights into the stage's folder"""
+
+
+def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[WriterFactory] = (JsonLines,)) -> None:
+    """Run a stage to its end from wherever its folder says it is; a finished stage returns at once.
+
+    Raises:
+        UserError: for a damaged checkpoint, or a loss or a weight that is no longer finite.
+        signals.Stopped: after Ctrl-C or SIGTERM, once a checkpoint has been written.
+    """
+    if (folder / DONE).exists():
+        print(f"{task.name}: done already ({folder})")
+        return
+    tidy(folder)
+    progress = load_newest(folder, task.modules, task.optimizers)
+    start, sums = progress.step, dict(progress.sums)
+    opened = [factory(folder, start) for factory in writers]
+    if start:
+        print(f"{task.name}: resuming after step {start} of {task.steps}")
+        _save_samples(task, folder, start)  # a kill may have come before them
+
+    began = time.perf_counter() - progress.seconds
+    with signals.postponed() as stop_requested:
+        for step in _steps(task.name, start, task.steps):
+            for name, value in task.step(step).items():
+                total, number = sums.get(name, (0.0, 0))
+                sums[name] = (total + float(value), number + 1)
+            done, seconds = step + 1, time.perf_counter() - began
+            _check_finite(task.name, done, sums)
+            if done % settings.log_every == 0 or done == task.steps:
+                for writer in opened:
+                    writer.write(done, seconds, {name: total / number for name, (total, number) in sums.items()})
+                sums = {}
+            if done % settings.checkpoint_every == 0 or done == task.steps or stop_requested():
+                progress = Progress(step=done, seconds=seconds, sums=sums)
+                save_checkpoint(folder, progress, task.modules, task.optimizers)
+                _save_samples(task, folder, done)
+            if stop_requested() and done < task.steps:
+                raise signals.Stopped(
+                    f"{task.name} stopped after step {done} of {task.steps}; the same command goes on from there"
+                )
+        check_finite(task.modules)
+        task.save(folder)
+        write_json(folder / DONE, {"steps": task.steps, "seconds": round(time.perf_counter() - began, 2)})
+        if stop_requested():
+            raise signals.Stopped(f"{task.name} is done; the same command goes on with what follows")
+
+
+def _check_finite(name: str, step: int, sums: dict[str, tuple[float, int]]) -> None:
+    """At every step, so that a diverged run ends at once."""
+    broken = [key for key, (total, _) in sums.items() if not math.isfinite(total)]
+    if broken:
+        raise UserError(
+            f"{name}: {', '.join(broken)} no longer finite at step {step}; "
+            f"lower its learning rate and start again in another folder"
+        )
+
+
+def _save_samples(task: Task, folder: Path, step: int) -> None:
+    """The grid of this step, and at the end the stage's own; what is there already is kept."""
+    wanted = [folder / SAMPLES / f"{step:06d}.png", *[folder / f"{SAMPLES}.png"] * (step == task.steps)]
+    missing = [path for path in wanted if not path.exists()]
+    if missing:
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        images = task.sample()
+        for path in missing:
+            save_grid(images, path)
+
+
+def _steps(name: str, start: int, steps: int) -> Iterator[int]:
+    """The numbers of the steps to do. A log file gets a line now and then, a terminal a moving bar."""
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    yield from tqdm(
+        range(start, steps), desc=f"{name:12s}", initial=start, total=steps, mininterval=interval, unit="step"
+    )

@@ -1,0 +1,121 @@
+"""The command line's flags: the options of each command, and tyro's parser with errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from hd_trainer.errors import UserError
+from hd_trainer.recipes import RECIPES, load_recipe
+from hd_trainer.settings import Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Draw images with the weights of a stage."""
+
+    folder: tyro.conf.Positional[Path]
+    """a run's folder (its last stage is taken) or a stage's, e.g. runs/digits or runs/digits/teacher"""
+    out: Path = Path("samples.png")
+    """the picture to write"""
+    count: int = 100
+    """number of images, in rows of ten"""
+    labels: tuple[int, ...] = ()
+    """classes, repeated over the images; none given: all in turn"""
+    seed: int = 0
+    """of the noise; image i of a seed is the same picture at every count"""
+    steps: int | None = None
+    """jumps of a student (default 1) or Euler steps of a teacher (default 50)"""
+    guidance_scale: float = 1.0
+    """classifier-free guidance of a teacher; 1 is none"""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" ..."""
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """A run's folder."""
+
+    folder: tyro.conf.Positional[Path]
+    """made by `hdistill run`, e.g. runs/digits"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Train teacher, stage 1 and stage 2, evaluate and report. Done parts are kept, stopped ones go on."""
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    out: Path
+    """the run's folder"""
+    smoke: bool = False
+    """the recipe's short form: the same path through the code in seconds, for tests"""
+    teacher_weights: Path | None = None
+    """folder of a teacher's weights; none given: it is trained into OUT/teacher (train: is read from there)"""
+    student_weights: Path | None = None
+    """folder of the student that stage 2 starts from; none given: OUT/trajectory"""
+
+
+def parse_settings(command: str, arguments: list[str]) -> RunOptions:
+    """Options from ``RECIPE [flags]``; the flags and their defaults are the recipe's.
+
+    Raises:
+        UserError: for a missing or unknown recipe, or a flag that does not fit.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        known = ", ".join(RECIPES)
+        example = f"hdistill {command} {next(iter(RECIPES))}"
+        raise UserError(f"hdistill {command} needs a recipe first; known: {known} (e.g. {example})")
+    recipe, rest = arguments[0], arguments[1:]
+    smoke = "--smoke" in rest
+    settings = load_recipe(recipe, smoke=smoke)
+    if settings.recipe != recipe:
+        settings = dataclasses.replace(settings, recipe=recipe)
+    name = Path(recipe.partition(":")[0]).stem
+    defaults = RunOptions(settings=settings, out=Path("runs") / (name + "-smoke" * smoke))
+    return parse(RunOptions, rest, f"hdistill {command} {recipe}", default=defaults)
+
+
+def parse(kind: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
+    """tyro's parser; its framed errors become the one line that every error of this command is.
+
+    Raises:
+        UserError: for arguments that do not fit.
+    """
+    framed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(framed):
+            config = (tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
+            parsed: Any = tyro.cli(kind, args=arguments, prog=program, default=default, config=config)
+            return parsed
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_unframed(framed.getvalue())} (try {program} --help)") from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{error} (try {program} --help)") from error
+
+
+def _unframed(text: str) -> str:
+    """The message inside tyro's box, as one line; of suggested flags their names alone."""
+    boxed = "╭" in text  # else stdout is not UTF-8: rules are hyphens, and the title is a section of its own
+    parts: list[list[str]] = [[]]
+    for line in (line.strip(" │╰╯") for line in text.splitlines() if not line.startswith("╭")):
+        if line.strip("─-"):
+            parts[-1].append(line)
+        else:
+            parts.append([])
+    sections = [part for part in parts if part][0 if boxed else 1 :]
+    message = " ".join(sections[0]).replace("Error parsing settings.", "")
+    flags = [line.split()[0] for section in sections[1:] for line in section if line.startswith("--")]
+    suggested = any(line.startswith("Perhaps you meant") for section in sections[1:] for line in section)
+    return f"{message}; perhaps you meant {' or '.join(flags)}" if suggested and flags else message

@@ -1,0 +1,164 @@
+"""The whole way, data to report. Each part reads the one before from disk: nothing is passed on in memory."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hd_trainer import evaluation
+from hd_trainer.context import Context, make_context
+from hd_trainer.engine import loop
+from hd_trainer.errors import UserError
+from hd_trainer.files import make_folder, read_json
+from hd_trainer.networks import fresh_network, load_network
+from hd_trainer.report import write_report
+from hd_trainer.run_folder import claim, note_sources, read_settings, stage_folders
+from hd_trainer.settings import Settings
+from hd_trainer.stages import STAGES, distribution, teacher, trajectory
+from hd_trainer.stages.discriminator import tap_layers
+
+
+def run(
+    settings: Settings, out: Path, *, teacher_weights: Path | None = None, student_weights: Path | None = None
+) -> None:
+    """Train what is not trained yet, evaluate, report. The same call goes on where a stopped one left off.
+
+    Args:
+        teacher_weights: folder of a teacher; stage "teacher" is then left out.
+        student_weights: folder of a student that stage "distribution" starts from; stage "trajectory" is then left out.
+
+    Raises:
+        UserError: for a folder that cannot be written or was made with other settings; see also each part.
+    """
+    began = time.perf_counter()
+    context = context_of(settings)
+    given = {"teacher": teacher_weights, "trajectory": student_weights}
+    check(settings, context, teacher_weights, student_weights)
+    for stage in STAGES:
+        if given.get(stage) is None:
+            train_stage(stage, settings, context, out, teacher_weights=teacher_weights, student_weights=student_weights)
+    evaluate(settings, context, out)
+    report = write_report(settings, context, out)
+    print(f"{time.perf_counter() - began:.0f} s in all. Open {report}")
+
+
+def context_of(settings: Settings) -> Context:
+    """The surroundings of a command, made from its settings; see :func:`hd_trainer.context.make_context`."""
+    return make_context(settings.data, device=settings.device, precision=settings.precision, seed=settings.seed)
+
+
+def check(
+    settings: Settings, context: Context, teacher_weights: Path | None = None, student_weights: Path | None = None
+) -> None:
+    """Find out what the settings' own checks cannot know, before anything is written or trained.
+
+    Raises:
+        UserError: for an impossible network, weights that are missing or do not fit the data, or discriminator layers
+            that the teacher lacks.
+    """
+    if teacher_weights is None:
+        network = fresh_network(settings.model, context)
+    else:
+        network = load_network(teacher_weights, context.data, context.device)
+    tap_layers(settings.distribution.discriminator, network)
+    if student_weights is not None:
+        load_network(student_weights, context.data, context.device)
+
+
+def train_stage(
+    stage: str,
+    settings: Settings,
+    context: Context,
+    out: Path,
+    *,
+    teacher_weights: Path | None = None,
+    student_weights: Path | None = None,
+) -> None:
+    """Train one stage into ``out/<stage>``.
+
+    Nothing is written before the weights it needs are read and the folder is found to be this run's.
+
+    Args:
+        stage: "teacher", "trajectory" or "distribution".
+        teacher_weights: folder of the teacher; None: ``out/teacher``.
+        student_weights: folder of what stage "distribution" starts from; None: ``out/trajectory``.
+
+    Raises:
+        UserError: for an unknown stage, missing weights, or a folder that holds another run.
+    """
+    if stage not in STAGES:
+        raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
+    given = {"teacher": teacher_weights, "student": student_weights}
+    needed = {"teacher": (), "trajectory": ("teacher",), "distribution": ("teacher", "student")}[stage]
+    own = {"teacher": out / "teacher", "student": out / "trajectory"}
+    sources = {name: given[name] or own[name] for name in needed}
+
+    def read(name: str) -> nn.Module:
+        return load_network(sources[name], context.data, context.device)
+
+    prepare: dict[str, Callable[[], loop.Task]] = {
+        "teacher": lambda: teacher.prepare(settings.teacher, context, fresh_network(settings.model, context)),
+        "trajectory": lambda: trajectory.prepare(settings.trajectory, context, read("teacher")),
+        "distribution": lambda: distribution.prepare(settings.distribution, context, read("teacher"), read("student")),
+    }
+    task = prepare[stage]()
+    claim(settings, out)
+    brought = {name: folder for name in needed if (folder := given[name]) is not None}
+    if brought:
+        note_sources(out, brought)
+    note_sources(make_folder(out / stage), sources)
+    loop.train(task, out / stage, settings.loop, context.writers)
+
+
+def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation.Row]:
+    """Measure the stages found in ``out``; print the table and write ``out/evaluation.json``.
+
+    Raises:
+        UserError: if no stage is there.
+    """
+    folders = stage_folders(out)
+    networks = {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
+    make_folder(out)
+    rows = evaluation.evaluate(settings.evaluation, context, networks)
+    facts: dict[str, Any] = {
+        "recipe": settings.recipe,
+        "seed": settings.seed,
+        "data": context.data.name,
+        "training_seconds": {
+            stage: seconds for stage in networks if (seconds := _training_seconds(out / stage)) is not None
+        },
+        "torch": torch.__version__,
+        "device": context.device.type,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "guidance_scale": settings.evaluation.guidance.scale,
+    }
+    evaluation.save_rows(rows, out, facts)
+    print(evaluation.format_rows(rows, context.data.name))
+    return rows
+
+
+def evaluate_folder(out: Path) -> None:
+    """:func:`evaluate` with the settings noted in a run's folder."""
+    settings = read_settings(out)
+    evaluate(settings, context_of(settings), out)
+
+
+def report_folder(out: Path) -> Path:
+    """Write a run's report again, with the settings noted in its folder."""
+    settings = read_settings(out)
+    return write_report(settings, context_of(settings), out)
+
+
+def _training_seconds(folder: Path) -> float | None:
+    """Of a stage that was trained here, what its loop noted."""
+    if not (folder / loop.DONE).exists():
+        return None
+    seconds = read_json(folder / loop.DONE).get("seconds")
+    return float(seconds) if isinstance(seconds, (int, float)) else None

@@ -1,0 +1,113 @@
+"""A run's folder: the settings and the sources noted in it, and where the weights of a stage are found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hd_trainer.errors import UserError
+from hd_trainer.files import make_folder, read_json, write_json
+from hd_trainer.networks import CONFIG, weights_digest
+from hd_trainer.settings import Settings, differences, settings_from_json, to_json
+from hd_trainer.stages import STAGES
+
+RECIPE, SOURCES = "recipe.json", "sources.json"
+
+#: What may differ between two calls for one run: where it computes, and how it is measured.
+MAY_DIFFER = ("device", "evaluation.")
+
+
+def claim(settings: Settings, out: Path) -> None:
+    """Note the settings in the run's folder; refuse a folder that holds a run with others.
+
+    Raises:
+        UserError: for a folder that cannot be written, or holds another run.
+    """
+    make_folder(out)
+    path, ours = out / RECIPE, to_json(settings)
+    if path.exists():
+        # As this version reads them: a setting that is younger than the run has its default.
+        found = differences(ours, to_json(read_settings(out)))
+        found = [line for line in found if not line.startswith(MAY_DIFFER)]
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise UserError(
+                f"{out} holds a run with other settings ({'; '.join(found[:3])}{more}); "
+                "choose another --out or remove it"
+            )
+    write_json(path, ours)
+
+
+def read_settings(out: Path) -> Settings:
+    """The settings noted in a run's folder, for evaluating or reporting it again.
+
+    Raises:
+        UserError: if there is no run, or its settings are not this version's.
+    """
+    if not (out / RECIPE).exists():
+        raise UserError(f"{out} is not a run's folder (no {RECIPE}); make one with: hdistill run digits --out {out}")
+    return settings_from_json(read_json(out / RECIPE), str(out / RECIPE))
+
+
+def note_sources(folder: Path, sources: dict[str, Path]) -> None:
+    """Note in ``folder/sources.json`` which weights it starts from, by their hash.
+
+    Raises:
+        UserError: if it was begun from other weights: going on would mix two runs.
+    """
+    found = {
+        name: {"folder": str(source.resolve()), "sha256": weights_digest(source)} for name, source in sources.items()
+    }
+    path = folder / SOURCES
+    noted = read_json(path) if path.exists() else {}
+    for name in found.keys() & noted.keys():
+        if not isinstance(noted[name], dict) or noted[name].get("sha256") != found[name]["sha256"]:
+            raise UserError(
+                f"{folder} was begun from another {name} than the one in {found[name]['folder']}; "
+                "choose another --out or remove it"
+            )
+    if found.keys() - noted.keys() or not path.exists():
+        write_json(path, {**noted, **found})
+
+
+def brought(out: Path) -> dict[str, Path]:
+    """The folders of weights that a run was given, by "teacher" and "student"; empty where it trained its own."""
+    noted = read_json(out / SOURCES) if (out / SOURCES).exists() else {}
+    found = {name: noted.get(name) for name in ("teacher", "student")}
+    return {
+        name: Path(entry["folder"])
+        for name, entry in found.items()
+        if isinstance(entry, dict) and isinstance(entry.get("folder"), str)
+    }
+
+
+def stage_folders(out: Path) -> dict[str, Path]:
+    """Where the weights of each stage of a run are: trained here, or brought from elsewhere; finished ones alone.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = dict(_stage_folders(out))
+    if not found:
+        raise UserError(f"no trained stage in {out}; make one with: hdistill run digits --out {out}")
+    return found
+
+
+def _stage_folders(out: Path) -> Iterator[tuple[str, Path]]:
+    given = brought(out)
+    for stage, source in zip(STAGES, ("teacher", "student", ""), strict=True):
+        if (out / stage / CONFIG).exists():
+            yield stage, out / stage
+        elif source in given:
+            yield stage, given[source]
+
+
+def last_stage(folder: Path) -> Path:
+    """The folder itself if it holds a network's weights; of a run's folder its last finished stage.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if (folder / CONFIG).exists() or not (folder / RECIPE).exists():
+        return folder
+    return list(stage_folders(folder).values())[-1]
