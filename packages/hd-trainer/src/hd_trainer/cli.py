@@ -93,7 +93,7 @@ def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in (*HELP_FLAGS, "help"):
         print(HELP.format(recipes=_recipes()))
     elif arguments[0] == "--version":
-        from hd_trainer import __version__
+        from hd_trainer.version import __version__
 
         print(f"hdistill {__version__}")
     elif arguments[0] not in commands:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hd_trainer.checks import check_number
 from hd_trainer.data.dataset import FEWEST, Dataset, InMemory
+from hd_trainer.engine.draws import shuffled
 from hd_trainer.errors import UserError
 
 
@@ -39,7 +40,7 @@ def images_from_arrays(
     """
     check_number(high=0.9, above=True, held_out=held_out)
     x = _images(name, images)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    order = shuffled(len(x), seed)
     number = max(FEWEST, round(held_out * len(x)))
     if labels is None:
         conditions: dict[str, Tensor] = {}
