@@ -21,12 +21,18 @@ from hd_zoo import (
     DataPrediction,
     DiffusedNoise,
     EDMDenoiser,
+    Guidance,
     NoisePrediction,
     ReversedTime,
     create_model,
     from_pretrained,
+    layer_name,
+    network_inside,
     read_config,
+    sample_jumps,
+    sample_ode,
     save_pretrained,
+    seeded_noise,
     to_student,
 )
 
@@ -39,17 +45,15 @@ def points() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_data_prediction_recovers_the_velocity(points: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, t, r = points
+    x, t, _ = points
     field = DataPrediction(GAUSSIAN.data_prediction)
     torch.testing.assert_close(field(x, t), GAUSSIAN.teacher(x, t), atol=1e-12, rtol=1e-12)
-    assert torch.equal(field(x, t, r), field(x, t))
 
 
 def test_noise_prediction_recovers_the_velocity(points: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, t, r = points
+    x, t, _ = points
     field = NoisePrediction(GAUSSIAN.noise_prediction)
     torch.testing.assert_close(field(x, t), GAUSSIAN.teacher(x, t), atol=1e-12, rtol=1e-12)
-    assert torch.equal(field(x, t, r), field(x, t))
 
 
 def test_the_quotients_are_bounded_at_their_bad_end() -> None:
@@ -85,6 +89,7 @@ def test_reversed_time_of_a_mean_velocity(points: tuple[Tensor, Tensor, Tensor])
         end = GAUSSIAN.position(y, 1 - low, 1 - high)  # our clock reads 1 - s
         return (end - y) / (high - low)
 
+    other.takes_r = True  # type: ignore[attr-defined]
     torch.testing.assert_close(ReversedTime(other)(x, t, r), GAUSSIAN.student(x, t, r), atol=1e-11, rtol=1e-10)
 
 
@@ -165,7 +170,6 @@ def test_diffused_noise_recovers_the_velocity(schedule: tuple[int, float, float]
     x = torch.randn(len(t), 2, 3, dtype=torch.float64)
     field = DiffusedNoise(ExactNoise(schedule), *schedule)
     torch.testing.assert_close(field(x, t), GAUSSIAN.teacher(x, t), atol=1e-8, rtol=1e-8)
-    assert torch.equal(field(x, t, t / 2), field(x, t))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -241,7 +245,7 @@ def test_impossible_schedules(keywords: dict[str, Any]) -> None:
 @pytest.mark.parametrize("sigma_data", [None, 0.5, 2.0])
 def test_edm_recovers_the_velocity(points: Any, sigma_data: float | None) -> None:
     """D(y, sigma) = E[data | y] for y = data + sigma eps; F is what is left of D in EDM's table 1."""
-    x, t, r = points
+    x, t, _ = points
 
     def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
         sigma = sigma[:, None, None]
@@ -257,7 +261,6 @@ def test_edm_recovers_the_velocity(points: Any, sigma_data: float | None) -> Non
 
     field = EDMDenoiser(denoiser if sigma_data is None else inner, sigma_data)
     torch.testing.assert_close(field(x, t), GAUSSIAN.teacher(x, t), atol=1e-11, rtol=1e-10)
-    assert torch.equal(field(x, t, r), field(x, t))
 
 
 def test_edm_of_centred_data_of_its_own_spread_needs_no_network(points: Any) -> None:
@@ -314,11 +317,10 @@ def test_a_student_behind_a_converter_starts_as_the_teacher(r_embedding: str, ki
     assert torch.equal(field(x, t, labels=labels), expected)
 
 
-@pytest.mark.parametrize("kind", [one for one in CONVERTERS if one != "reversed_time"])
-@pytest.mark.parametrize("r_embedding", [None, "added"])
-def test_r_reaches_a_network_that_takes_it_and_no_other(r_embedding: str | None, kind: str) -> None:
-    inner = Recorder(lambda x, t, r=None: x)
-    inner.takes_r = r_embedding is not None
+@pytest.mark.parametrize("kind", CONVERTERS)
+@pytest.mark.parametrize("takes_r", [False, True])
+def test_r_reaches_a_network_that_takes_it_and_no_other(takes_r: bool, kind: str) -> None:
+    inner = Recorder(lambda x, t, r=None: x, takes_r=takes_r)
     field = CONVERTERS[kind](inner)
     x, t = torch.randn(3, 2), torch.rand(3) * 0.8 + 0.1
     field(x, t, t / 2)
@@ -326,14 +328,86 @@ def test_r_reaches_a_network_that_takes_it_and_no_other(r_embedding: str | None,
     field(x, t)
     whole, none, absent = inner.calls
     assert absent["r"] is None
-    if r_embedding is None:
+    if not takes_r:
         assert whole["r"] is None
     else:
         assert torch.equal(none["r"], none["t"])  # r passes through the same clock as t
-        assert torch.all(whole["r"] < whole["t"])
+        assert torch.all((whole["r"] > whole["t"]) if kind == "reversed_time" else (whole["r"] < whole["t"]))
         # ... and it is the clock: what a call at that time shows the network.
         field(x, t / 2)
         torch.testing.assert_close(whole["r"], inner.calls[-1]["t"])
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_a_network_that_does_not_say_whether_it_takes_r(kind: str) -> None:
+    """Without r it is a teacher like any other. With r, leaving r out or passing it on could both be wrong."""
+
+    class Silent(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+            return x
+
+    field, x, t = NESTED[kind](Silent()), torch.randn(3, 2), torch.rand(3)
+    assert field(x, t).shape == x.shape
+    assert not hasattr(field, "takes_r")
+    message = "r was given for a Silent that does not say whether it takes r: set takes_r = True on it"
+    with pytest.raises(ValueError, match=message):
+        field(x, t, t / 2)
+    with pytest.raises(ValueError, match="r was given for a function that does not say"):
+        NESTED[kind](lambda x, t, r=None: x)(x, t, t / 2)
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("student", [False, True])
+def test_a_converter_says_what_its_network_says(student: bool, kind: str, teacher: Any) -> None:
+    network = to_student(teacher) if student else teacher
+    field = NESTED[kind](network)
+    for one in (field, Guidance(field, 2.0, null={"labels": 3}), NESTED[kind](Guidance(network, 2.0, null={"a": 0}))):
+        assert one.sample_shape == (1, 8, 8)
+        assert one.classes == one.null_label == 3
+        assert one.takes_r is student
+        assert network_inside(one) is network
+        assert network_inside(one).architecture == "transformer"
+        modules = dict(one.named_modules())
+        assert modules[layer_name(one, "blocks.1")] is network.blocks[1]
+    assert network_inside(network) is network
+    assert layer_name(network, "blocks.1") == "blocks.1"
+    assert layer_name(ReversedTime(network), "blocks.1") == "network.blocks.1"
+
+
+def test_what_a_network_does_not_say_a_converter_does_not_say_either() -> None:
+    field = NoisePrediction(nn.Linear(2, 2))
+    for name in ("sample_shape", "classes", "null_label", "takes_r"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(field, name)
+
+
+def test_a_noise_predicting_network_goes_all_the_way_of_a_teacher(teacher: Any, tmp_path: Path) -> None:
+    """As DiT does: a field, guided by the null label, sampled; its student saved, loaded and sampled."""
+    field = DiffusedNoise(teacher, 100, 1e-3, 0.1).eval()
+    labels, seeds = torch.tensor([0, 2]), [5, 6]
+    noise = seeded_noise(field.sample_shape, seeds).double()
+    guided = Guidance(field, 2.0, null={"labels": field.null_label})
+    ode = sample_ode(guided, noise, 4, labels=labels)
+    by_hand = noise
+    for now in (1.0, 0.75, 0.5, 0.25):
+        time = torch.full((2,), now, dtype=torch.float64)
+        plain = field(by_hand, time)  # no labels: the null class
+        by_hand = by_hand - 0.25 * (plain + 2 * (field(by_hand, time, labels=labels) - plain))
+    torch.testing.assert_close(ode, by_hand)
+    student = randomised(to_student(field))
+    found: Any = from_pretrained(save_pretrained(student, tmp_path))
+    assert (found.sample_shape, found.classes, found.takes_r) == ((1, 8, 8), 3, True)
+    samples = sample_jumps(found, noise, (1.0, 0.4, 0.0), labels=labels)
+    assert torch.equal(samples, sample_jumps(student, noise, (1.0, 0.4, 0.0), labels=labels))
+    assert not torch.allclose(samples, sample_jumps(student, noise, labels=labels))
+
+
+@pytest.mark.parametrize("kind", ["reversed_time", "diffused_noise", "edm_inner"])
+def test_a_converted_student_compiles_to_one_graph(kind: str, teacher: Any) -> None:
+    student = CONVERTERS[kind](randomised(to_student(teacher)))
+    x, t, r, labels = draw_batch(student, dtype=torch.float64)
+    compiled = torch.compile(student, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, r, labels=labels), student(x, t, r, labels=labels))
 
 
 def test_the_derivative_of_a_converted_field(teacher: Any) -> None:

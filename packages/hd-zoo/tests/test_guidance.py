@@ -75,6 +75,26 @@ def test_the_interval_holds_its_ends(inputs: tuple[Tensor, Tensor, Tensor], dtyp
     assert not torch.allclose(found[[0, 3]], expected[[0, 3]])
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_only_the_first_channels_are_guided(channels: int) -> None:
+    """As the official samplers of DiT, SiT and LightningDiT do: the others keep the conditional answer."""
+    x, t, labels = torch.randn(4, 4, 2, 2).double(), torch.tensor([0.1, 0.4, 0.6, 0.9]).double(), torch.arange(4)
+    settings: dict[str, Any] = {"guidance_interval": (0.3, 1.0), "null": {"labels": NULL}}
+    found = Guidance(labelled, 3.0, channels=channels, **settings)(x, t, t / 2, labels=labels)
+    everything = Guidance(labelled, 3.0, **settings)(x, t, t / 2, labels=labels)
+    conditional = labelled(x, t, t / 2, labels=labels)
+    assert torch.equal(found[:, :channels], everything[:, :channels])
+    assert torch.equal(found[:, channels:], conditional[:, channels:])
+    assert not torch.isclose(everything[1:], conditional[1:]).any()
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3)])
+def test_there_must_be_so_many_channels(shape: tuple[int, ...]) -> None:
+    guided = Guidance(labelled, 3.0, null={"labels": NULL}, channels=4)
+    with pytest.raises(ValueError, match=r"channels must be at most those of x; got 4 for x \(2,"):
+        guided(torch.randn(shape), torch.rand(2), labels=torch.arange(2))
+
+
 def test_r_is_passed_on_or_left_out(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     x, t, labels = inputs
     for scale in (1.0, 2.0):
@@ -133,6 +153,7 @@ def test_around_a_network_it_owns_its_parameters_and_has_its_derivative() -> Non
         ((1.0, (0.5, 0.2)), {}, "guidance_interval must satisfy"),
         ((1.0, (-0.1, 0.2)), {}, "guidance_interval must satisfy"),
         ((1.0, (0.1, 1.2)), {}, "guidance_interval must satisfy"),
+        ((1.0,), {"channels": 0}, "channels must be >= 1, or None for all; got 0"),
         ((1.0,), {"null": {}}, "null must name at least one condition"),
     ],
 )

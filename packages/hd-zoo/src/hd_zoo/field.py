@@ -21,6 +21,33 @@ class Field(Protocol):
     def __call__(self, x: Tensor, t: Tensor, r: Tensor | None = None, /, **cond: Any) -> Tensor: ...
 
 
+class Described(Protocol):
+    """What a network says about itself. Trainers, converters and samplers read these four names and no others.
+
+    The networks of this package have them. :class:`hd_zoo.Guidance` and the converters repeat what the network inside
+    says; a name that it lacks is missing on them too (AttributeError).
+
+    Attributes:
+        sample_shape: of one sample, without the batch: (channels, height, width), or (features,).
+        classes: number of classes, 0 for a network that takes no labels.
+        null_label: the label that stands for "no class", None where there are no labels.
+        takes_r: True for a network that uses r, such as a student's mean velocity; False for one that ignores r.
+            A converter that is called with r around a network without this name raises ValueError.
+    """
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def null_label(self) -> int | None: ...
+
+    @property
+    def takes_r(self) -> bool: ...
+
+
 def expand_times(t: Tensor, x: Tensor) -> Tensor:
     """Shape (B,) -> (B, 1, ...) with x's number of dimensions, so that ``t * x`` broadcasts."""
     if t.shape != x.shape[:1]:

@@ -42,6 +42,15 @@ class SanaField(nn.Module):
             )
         self.model = model
 
+    #: It takes prompts, no labels.
+    classes, null_label = 0, None
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one sample at the size of training; others run too."""
+        config = self.model.config
+        return config.in_channels, config.sample_size, config.sample_size
+
     @property
     def takes_r(self) -> bool:
         """True for a student, False for a teacher."""
