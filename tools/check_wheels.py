@@ -14,7 +14,6 @@ With --tests each package's tests run there too, against the installed wheel, on
 from __future__ import annotations
 
 import argparse
-import email
 import os
 import re
 import sys
@@ -27,7 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bare_environment import BareEnvironment, CheckFailed, link_torch, run
+from packaging.metadata import ExceptionGroup, Metadata
 from packaging.requirements import Requirement
+from readme_renderer import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "tools" / "constraints.txt"
@@ -35,7 +36,8 @@ LEAVES = ("hd-meanflow", "hd-dmd", "hd-awd", "hd-zoo")
 TRAINER = "hd-trainer"
 PACKAGES = (*LEAVES, TRAINER)
 OPTIONAL = ("triton", "xformers", "diffusers")  # never needed by an import
-# These tests need more than the package and its `test` extra; `hatch run test:all` has it. No other test may be skipped.
+# Tests in these folders need more than the package and its `test` extra, which `hatch run test:all` has. Elsewhere a
+# test may be skipped for these reasons alone.
 NEED_MORE = ("packages/hd-awd/tests/kernels/", "packages/hd-zoo/tests/adapters/")
 NEED_MORE_REASONS = ("diffusers", "transformers", "CUDA", "triton", "xformers")
 
@@ -130,13 +132,36 @@ def check_import(package: str, bare: BareEnvironment, cwd: Path) -> str:
     return run([bare.python, "-I", "-c", IMPORT_CHECK, *arguments], "import", cwd).strip()
 
 
-def declared(wheel: Path) -> list[Requirement]:
-    """What the wheel requires without any extra."""
+def read_metadata(wheel: Path) -> Metadata:
+    """What the wheel says about itself, by the rules that a package index applies."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [path for path in archive.namelist() if path.endswith(".dist-info/METADATA")]
-        message = email.message_from_bytes(archive.read(name))
-    found = [Requirement(text) for text in message.get_all("Requires-Dist", [])]
+        return Metadata.from_email(archive.read(name), validate=True)
+
+
+def declared(wheel: Path) -> list[Requirement]:
+    """What the wheel requires without any extra."""
+    found = read_metadata(wheel).requires_dist or []
     return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
+def check_metadata(wheel: Path) -> None:
+    """A package index would take it, render its README, and show links that lead somewhere from there."""
+    try:
+        about = read_metadata(wheel)
+    except ExceptionGroup as error:
+        raise CheckFailed(f"metadata: {'; '.join(map(str, error.exceptions))}") from error
+    for name in ("Homepage", "Documentation", "Repository", "Issues", "Changelog"):
+        if name not in (about.project_urls or {}):
+            raise CheckFailed(f"[project.urls] has no {name}")
+    if not (about.author and about.keywords and about.classifiers and about.license_expression and about.summary):
+        raise CheckFailed("author, keywords, classifiers, licence or summary is missing")
+    if about.description_content_type != "text/markdown" or not markdown.render(about.description or ""):
+        raise CheckFailed("the README does not render")
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", about.description, flags=re.MULTILINE | re.DOTALL)
+    relative = [link for link in re.findall(r"\]\(([^)\s]+)", prose) if not link.startswith(("https://", "#"))]
+    if relative:
+        raise CheckFailed(f"README links that lead nowhere outside the repository: {', '.join(relative)}")
 
 
 def readme_block(package: str) -> str:
@@ -205,6 +230,7 @@ def check_package(package: str, wheels: dict[str, Path], work: Path, tests: bool
         wheel = wheels[package]
         row.wheel_kib = wheel.stat().st_size / 1024
         check_contents(package, wheel)
+        check_metadata(wheel)
         row.steps.append("contents")
         folder = work / package
         folder.mkdir()
