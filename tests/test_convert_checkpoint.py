@@ -13,7 +13,7 @@ from einops import rearrange
 import hd_zoo
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "convert_checkpoint.py"
-SMALL = {"image_size": 8, "width": 24, "depth": 2, "heads": 2, "classes": 5}
+SMALL = {"image_size": 8, "width": 24, "depth": 2, "num_heads": 2, "classes": 5}
 OFFICIAL = {
     "patch_embed.": "x_embedder.proj.",
     "time_embed.": "t_embedder.",

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("triton", reason="runs where Triton is installed: hatch run aot")
 ROOT = Path(__file__).resolve().parent.parent
+FORWARD = "attention_pool_fwd_kernel"
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def compiled(tool: ModuleType, target: str, name: str, sizes: tuple[int, int, in
 def test_a_kernel_that_spills_is_seen(tool: ModuleType, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan's own tile does not spill, one of 32 tokens in so few threads does."""
     sizes = (16, 256, 1152, 4)
-    row = compiled(tool, target, "forward", sizes)
-    assert (row["kernel"], row["target"], row["C"], row["M"], row["spilled_bytes"]) == ("forward", target, 1152, 4, 0)
+    row = compiled(tool, target, FORWARD, sizes)
+    assert (row["kernel"], row["target"], row["C"], row["M"], row["spilled_bytes"]) == (FORWARD, target, 1152, 4, 0)
     assert row["registers"] > 32
     assert tool.kernel_tables.failures([{name: str(value) for name, value in row.items()}]) == []
 
@@ -45,21 +46,24 @@ def test_a_kernel_that_spills_is_seen(tool: ModuleType, target: str, monkeypatch
     monkeypatch.setattr(
         tool.launch, "make_plan", lambda *a, **k: dataclasses.replace(make_plan(*a, **k), block_n=32, warps=4, stages=1)
     )
-    row = compiled(tool, target, "forward", sizes)
+    row = compiled(tool, target, FORWARD, sizes)
     assert row["spilled_bytes"] > 0
     problems = tool.kernel_tables.failures([{name: str(value) for name, value in row.items()}])
     assert any(
-        line.startswith(f"spills {row['spilled_bytes']} bytes: forward {target} bfloat16 1152 4") for line in problems
+        line.startswith(f"spills {row['spilled_bytes']} bytes: {FORWARD} {target} bfloat16 1152 4") for line in problems
     )
 
 
 def test_the_launches_are_those_of_the_package(tool: ModuleType) -> None:
     calls = tool.launches(32, 132)
-    assert {name for name, _ in calls} == {"forward", "merge", "backward", "project", "combine", "spread"}
-    backward = [arguments for name, arguments in calls if name == "backward"]
+    assert {name for name, _ in calls} == {
+        "attention_pool_fwd_kernel", "attention_pool_merge_kernel", "attention_pool_bwd_kernel",
+        "attention_pool_project_kernel", "attention_pool_weighted_sum_kernel", "attention_pool_two_pass_bwd_kernel",
+    }  # fmt: skip
+    backward = [arguments for name, arguments in calls if name == "attention_pool_bwd_kernel"]
     assert {arguments["grad_tokens"] is None for arguments in backward} == {True, False}
     assert {arguments["mask"] is None for arguments in backward} == {True, False}
-    assert {arguments["COUNT"] for arguments in backward} >= {1, 2, 3, 4}
+    assert {arguments["NUM_QUERIES"] for arguments in backward} >= {1, 2, 3, 4}
     assert {str(arguments["tokens"].dtype) for arguments in backward} == {
         "torch.float32", "torch.bfloat16", "torch.float16"
     }  # fmt: skip

@@ -47,8 +47,8 @@ def test_every_shape_of_the_microbenchmark_is_compiled_without_spills(tables: Mo
     found = {(row["target"], row["dtype"], int(row["C"]), int(row["M"])) for row in rows}
     for target in tables.TARGETS:
         for _, _, width in tables.SHAPES:
-            for amount in (1, 2, 3, 4):
-                assert {(target, dtype, width, amount) for dtype in ("float32", "bfloat16")} <= found
+            for num_queries in (1, 2, 3, 4):
+                assert {(target, dtype, width, num_queries) for dtype in ("float32", "bfloat16")} <= found
             assert (target, "float16", width, 4) in found
 
 

@@ -79,7 +79,7 @@ def train_stage_2(student: nn.Module, teacher: GaussianTeacher, fake: nn.Module,
     levels, matching = UniformLevels(), DistributionMatchingLoss()
     tap = FeatureTap(eyes.requires_grad_(False), ["blocks.1"])
     torch.manual_seed(2)
-    critic = Discriminator([64], queries=2, head_width=16, hidden=32)
+    critic = Discriminator([64], num_queries=2, head_width=16, hidden=32)
     turns = {
         "student": torch.optim.Adam(student.parameters(), lr=1e-3, betas=(0.5, 0.99)),
         "fake": torch.optim.Adam(fake.parameters(), lr=2e-3),
@@ -117,7 +117,7 @@ def teacher() -> GaussianTeacher:
 @pytest.mark.slow
 def test_both_stages_turn_any_callable_into_a_one_step_generator(teacher: GaussianTeacher) -> None:
     torch.manual_seed(0)
-    student = create_model("mlp_2d", width=64, interval="added")
+    student = create_model("mlp_2d", width=64, r_embedding="added")
     network = create_model("mlp_2d", width=64)
     untrained = moment_error(draw(student), teacher)
     # The same callable, one Euler step: the straight line that one-step sampling has to beat.
@@ -152,7 +152,7 @@ def to_copy(network: nn.Module) -> nn.Module:
 def random_transformer(**changes: Any) -> nn.Module:
     """A small transformer in float64 in which nothing is zero."""
     torch.manual_seed(0)
-    settings = {"width": 16, "depth": 2, "classes": 3, "interval": "added", **changes}
+    settings = {"width": 16, "depth": 2, "classes": 3, "r_embedding": "added", **changes}
     model = create_model("dit_nano_2", **settings).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -201,7 +201,7 @@ def test_the_derivative_through_the_transformer_is_the_finite_difference(
 def test_the_student_is_the_teacher_at_step_0_of_the_loss(network: str) -> None:
     torch.manual_seed(0)
     if network == "transformer":
-        teacher, shape = random_transformer(interval=None), (1, 8, 8)
+        teacher, shape = random_transformer(r_embedding=None), (1, 8, 8)
     else:
         teacher, shape = create_model("mlp_2d", classes=3).double(), (2,)
         with torch.no_grad():
@@ -300,7 +300,7 @@ class Reversed:
     ],
 )
 def test_wrong_shapes_and_times_are_one_line(wrong: Callable[..., Any]) -> None:
-    model, labels = create_model("dit_nano_2", width=16, depth=1, classes=3, interval="added"), torch.zeros(4).long()
+    model, labels = create_model("dit_nano_2", width=16, depth=1, classes=3, r_embedding="added"), torch.zeros(4).long()
     with pytest.raises(ValueError, match=r"must|no module") as caught:
         wrong(model, torch.randn(4, 1, 8, 8), labels)
     assert "\n" not in str(caught.value)

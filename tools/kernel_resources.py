@@ -33,10 +33,10 @@ from triton.compiler import ASTSource
 from hd_awd.pooling.kernels import launch, one_pass, two_pass
 
 KERNELS = {
-    name: kernel
-    for module, names in ((one_pass, ("forward", "merge", "backward")), (two_pass, ("project", "combine", "spread")))
-    for name in names
-    for kernel in [getattr(module, name)]
+    name: getattr(module, name)
+    for module in (one_pass, two_pass)
+    for name in vars(module)
+    if name.startswith("attention_pool_") and name.endswith("_kernel")
 }
 # (N, C) of the microbenchmark: SiT-B/2, SiT-XL/2 at 256 and 512 pixels, SANA; beside them a short and the longest row.
 USED = [(256, 768), (256, 1152), (1024, 1152), (1024, 2240)]
@@ -74,18 +74,18 @@ def launches(lanes: int, processors: int) -> list[tuple[str, dict[str, Any]]]:
     """Every launch over the grid of shapes, forward and backward; every option at two shapes."""
     with recording(lanes, processors) as calls:
         for dtype in (torch.bfloat16, torch.float32):
-            for (count, width), batch in itertools.product(SHAPES, BATCHES):
-                for amount in (1, 4, 16):
-                    run((batch, count, width, amount), dtype)
-        for (count, width), batch in itertools.product(USED, BATCHES):
-            for amount in (2, 3):
-                run((batch, count, width, amount), torch.bfloat16)
-                run((batch, count, width, amount), torch.float32)
-            run((batch, count, width, 4), torch.float16)
-        for count, width in ((256, 1152), (1024, 2240)):
-            for amount, dtype in itertools.product((1, 4), (torch.bfloat16, torch.float32)):
-                run((16, count, width, amount), dtype, extras=True)
-                run((16, count, width, amount), dtype, want_tokens=False)
+            for (num_tokens, width), batch in itertools.product(SHAPES, BATCHES):
+                for num_queries in (1, 4, 16):
+                    run((batch, num_tokens, width, num_queries), dtype)
+        for (num_tokens, width), batch in itertools.product(USED, BATCHES):
+            for num_queries in (2, 3):
+                run((batch, num_tokens, width, num_queries), torch.bfloat16)
+                run((batch, num_tokens, width, num_queries), torch.float32)
+            run((batch, num_tokens, width, 4), torch.float16)
+        for num_tokens, width in ((256, 1152), (1024, 2240)):
+            for num_queries, dtype in itertools.product((1, 4), (torch.bfloat16, torch.float32)):
+                run((16, num_tokens, width, num_queries), dtype, extras=True)
+                run((16, num_tokens, width, num_queries), dtype, want_tokens=False)
     return calls
 
 
@@ -93,11 +93,11 @@ def run(
     sizes: tuple[int, int, int, int], dtype: torch.dtype, *, extras: bool = False, want_tokens: bool = True
 ) -> None:
     """Forward and backward for B, N, C, M, with a bias, a mask and the weights or without; nothing is computed."""
-    batch, count, width, amount = sizes
-    tokens, queries = torch.zeros(batch, count, width, dtype=dtype), torch.zeros(amount, width)
-    bias = grad_weights = torch.zeros(batch, amount, count) if extras else None
-    mask = torch.ones(batch, count, dtype=torch.bool) if extras else None
-    lse, dz = torch.zeros(batch, amount), torch.zeros(batch, amount, width)
+    batch, num_tokens, width, num_queries = sizes
+    tokens, queries = torch.zeros(batch, num_tokens, width, dtype=dtype), torch.zeros(num_queries, width)
+    bias = grad_weights = torch.zeros(batch, num_queries, num_tokens) if extras else None
+    mask = torch.ones(batch, num_tokens, dtype=torch.bool) if extras else None
+    lse, dz = torch.zeros(batch, num_queries), torch.zeros(batch, num_queries, width)
     launch.pool_forward(tokens, queries, bias, mask, 1e-6, extras)
     launch.pool_backward(dz, grad_weights, tokens, queries, bias, mask, lse, lse, 1e-6, want_tokens, extras)
 
@@ -122,10 +122,10 @@ def compile_kernel(job: tuple[str, str, dict[str, Any], dict[str, str], dict[str
         "target": target,
         "dtype": facts["dtype"],
         "C": constants["WIDTH"],
-        "M": constants["COUNT"],
+        "M": constants["NUM_QUERIES"],
         "block_n": constants.get("BLOCK_N", ""),
-        "head": constants.get("HEAD", constants.get("BLOCK_C")),
-        "tail": constants.get("TAIL", 0),
+        "row_head": constants.get("ROW_HEAD", constants.get("BLOCK_C")),
+        "row_tail": constants.get("ROW_TAIL", 0),
         "warps": facts["warps"],
     }
     found = {**resources(compiled), "exchanged": exchanged(compiled.asm["ttgir"]), "triton": triton.__version__}

@@ -14,10 +14,10 @@ def naive_pool(
     tokens: Tensor, queries: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     """The definition, one sample and one query at a time, with a hand-written norm and softmax."""
-    batch, count, width = tokens.shape
-    full = torch.zeros(batch, len(queries), count, dtype=tokens.dtype)
+    batch, num_tokens, width = tokens.shape
+    full = torch.zeros(batch, len(queries), num_tokens, dtype=tokens.dtype)
     full = full if bias is None else full + bias
-    mask = torch.ones(batch, count, dtype=torch.bool) if mask is None else mask
+    mask = torch.ones(batch, num_tokens, dtype=torch.bool) if mask is None else mask
     pooled, weights = [], []
     for b in range(batch):
         centred = tokens[b] - tokens[b].sum(-1, keepdim=True) / width
@@ -31,7 +31,7 @@ def naive_pool(
             pooled.append((share[:, None] * normal).sum(0))
     return (
         torch.stack(pooled).reshape(batch, len(queries), width),
-        torch.stack(weights).reshape(batch, len(queries), count),
+        torch.stack(weights).reshape(batch, len(queries), num_tokens),
     )
 
 

@@ -109,7 +109,9 @@ def test_the_gpu_is_too_old(
         (TOKENS, QUERIES.double(), "got torch.float32 and torch.float64"),
         (torch.zeros(1, 2, 4097), torch.zeros(3, 4097), "at most 4096 channels and 16 queries; got 4097 and 3"),
         (torch.zeros(1, 2, 6), torch.zeros(17, 6), "at most 4096 channels and 16 queries; got 6 and 17"),
-        (torch.zeros(1).expand(2, 2**20, 2048), torch.zeros(1, 2048), r"fewer than 2\^31 elements; got 2147483648"),
+        (torch.zeros(1).expand(2, 2**20, 2048), torch.zeros(1, 2048), r"fewer than 2\^31 elements and scores; got"),
+        (torch.zeros(1).expand(1, 2**27, 1), torch.zeros(16, 1), "elements and scores; got 2147483648"),
+        (torch.zeros(1).expand(1, 2097121, 600), torch.zeros(16, 600), "at most 2097120 tokens; got 2097121"),
     ],
 )
 def test_what_the_kernels_do_not_take(

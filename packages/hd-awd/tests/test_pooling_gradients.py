@@ -14,9 +14,9 @@ from hd_awd import attention_pool
 MASK = torch.tensor([[True, False, True, True], [False] * 4])  # the second sample has no token at all
 
 
-def inputs(count: int = 4, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(num_tokens: int = 4, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """tokens (2, N, C), queries (2, C), bias (2, 1, N) in float64, all wanting gradients."""
-    shapes = ((2, count, width), (2, width), (2, 1, count))
+    shapes = ((2, num_tokens, width), (2, width), (2, 1, num_tokens))
     tokens, queries, bias = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
     return tokens, queries, bias
 

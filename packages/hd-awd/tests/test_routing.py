@@ -15,9 +15,9 @@ KINDS = ("softplus", "hinge", "relativistic")
 def parts(token_net: nn.Module) -> tuple[nn.Module, FeatureTap, Discriminator]:
     """A student, a tap into a frozen teacher, and a discriminator whose queries have moved."""
     tap = FeatureTap(token_net, ["blocks.0", "blocks.1"])
-    discriminator = Discriminator([8, 8], queries=2, head_width=4, hidden=6)
+    discriminator = Discriminator([8, 8], num_queries=2, head_width=4, hidden=6)
     with torch.no_grad():
-        for head in discriminator.heads:
+        for head in discriminator.layer_heads:
             head.queries.normal_()
     return nn.Linear(3, 3), tap, discriminator
 
@@ -58,7 +58,7 @@ def test_the_students_loss(parts: tuple[nn.Module, FeatureTap, Discriminator], k
 def test_the_game_is_played_in_the_right_direction(token_net: nn.Module, pooling: str, kind: str) -> None:
     """A few discriminator steps part two shifted clouds; then a student that only shifts closes the gap."""
     tap = FeatureTap(token_net, ["blocks.0"])
-    discriminator = Discriminator([8], pooling, queries=1, head_width=8, hidden=16)
+    discriminator = Discriminator([8], pooling, num_queries=1, head_width=8, hidden=16)
     real, noise = 0.3 * torch.randn(64, 4, 3) + 1, 0.3 * torch.randn(64, 4, 3)
     shift = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)

@@ -13,6 +13,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import attention_backend, create_model, set_attention_backend, why_not_xformers
 from hd_zoo.networks.attention import BACKENDS, attend
@@ -118,9 +119,9 @@ def test_the_block_restores_what_was_chosen_before(fused_calls: list[Tensor]) ->
     assert not is_fused()
 
 
-def test_every_network_follows_the_switch(randomised: Any, batch: Any, fused_calls: list[Tensor]) -> None:
+def test_every_network_follows_the_switch(fused_calls: list[Tensor]) -> None:
     network = randomised(create_model("dit_nano_2", depth=3, width=16).double())
-    x, t, _, _ = batch(network, dtype=torch.float64)
+    x, t, _, _ = draw_batch(network, dtype=torch.float64)
     fused = network(x, t)
     assert len(fused_calls) == 3
     with attention_backend("math"):

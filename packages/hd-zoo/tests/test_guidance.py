@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from zoo_helpers import Recorder, draw_batch, randomised
 
 from hd_zoo import Guidance, create_model
 
@@ -38,10 +39,10 @@ def test_the_formula(inputs: tuple[Tensor, Tensor, Tensor], scale: float) -> Non
     torch.testing.assert_close(found, unconditional + scale * (conditional - unconditional))
 
 
-def test_the_two_halves_run_as_one_batch(inputs: tuple[Tensor, Tensor, Tensor], recorder: Any) -> None:
+def test_the_two_halves_run_as_one_batch(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     x, t, labels = inputs
     other, flag = torch.randn(4, 2), object()
-    inner = recorder(labelled)
+    inner = Recorder(labelled)
     Guidance(inner, 2.0, null={"labels": NULL})(x, t, t / 2, labels=labels, other=other, flag=flag)
     (call,) = inner.calls
     assert torch.equal(call["x"], torch.cat([x, x]))
@@ -52,9 +53,9 @@ def test_the_two_halves_run_as_one_batch(inputs: tuple[Tensor, Tensor, Tensor], 
     assert call["cond"]["flag"] is flag
 
 
-def test_scale_one_is_a_single_call_of_the_plain_batch(inputs: tuple[Tensor, Tensor, Tensor], recorder: Any) -> None:
+def test_scale_one_is_a_single_call_of_the_plain_batch(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     x, t, labels = inputs
-    inner = recorder(labelled)
+    inner = Recorder(labelled)
     found = Guidance(inner, 1.0, null={"labels": NULL})(x, t, t / 2, labels=labels)
     (call,) = inner.calls
     assert call["x"] is x
@@ -74,20 +75,40 @@ def test_the_interval_holds_its_ends(inputs: tuple[Tensor, Tensor, Tensor], dtyp
     assert not torch.allclose(found[[0, 3]], expected[[0, 3]])
 
 
-def test_r_is_passed_on_or_left_out(inputs: tuple[Tensor, Tensor, Tensor], recorder: Any) -> None:
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_only_the_first_channels_are_guided(channels: int) -> None:
+    """As the official samplers of DiT, SiT and LightningDiT do: the others keep the conditional answer."""
+    x, t, labels = torch.randn(4, 4, 2, 2).double(), torch.tensor([0.1, 0.4, 0.6, 0.9]).double(), torch.arange(4)
+    settings: dict[str, Any] = {"guidance_interval": (0.3, 1.0), "null": {"labels": NULL}}
+    found = Guidance(labelled, 3.0, channels=channels, **settings)(x, t, t / 2, labels=labels)
+    everything = Guidance(labelled, 3.0, **settings)(x, t, t / 2, labels=labels)
+    conditional = labelled(x, t, t / 2, labels=labels)
+    assert torch.equal(found[:, :channels], everything[:, :channels])
+    assert torch.equal(found[:, channels:], conditional[:, channels:])
+    assert not torch.isclose(everything[1:], conditional[1:]).any()
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3)])
+def test_there_must_be_so_many_channels(shape: tuple[int, ...]) -> None:
+    guided = Guidance(labelled, 3.0, null={"labels": NULL}, channels=4)
+    with pytest.raises(ValueError, match=r"channels must be at most those of x; got 4 for x \(2,"):
+        guided(torch.randn(shape), torch.rand(2), labels=torch.arange(2))
+
+
+def test_r_is_passed_on_or_left_out(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     x, t, labels = inputs
     for scale in (1.0, 2.0):
-        inner = recorder(labelled)
+        inner = Recorder(labelled)
         field = Guidance(inner, scale, null={"labels": NULL})
         assert not torch.allclose(field(x, t, t, labels=labels), field(x, t, labels=labels))
         assert inner.calls[1]["r"] is None
 
 
-def test_a_tensor_can_stand_for_none(inputs: tuple[Tensor, Tensor, Tensor], recorder: Any) -> None:
+def test_a_tensor_can_stand_for_none(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     """An empty text's embedding (tokens, width), broadcast over the batch and cast like the condition."""
     x, t, _ = inputs
     text, empty = torch.randn(4, 5, 6, dtype=torch.float64), torch.randn(5, 6)
-    inner = recorder(lambda x, t, r=None, *, text: x * text.mean(dim=(1, 2))[:, None, None])
+    inner = Recorder(lambda x, t, r=None, *, text: x * text.mean(dim=(1, 2))[:, None, None])
     found = Guidance(inner, 2.5, null={"text": empty})(x, t, text=text)
     assert torch.equal(inner.calls[0]["cond"]["text"][4:], empty.double().expand(4, 5, 6))
     conditional, unconditional = x * text.mean(dim=(1, 2))[:, None, None], x * empty.double().mean()
@@ -112,11 +133,11 @@ def test_nested_guidance_in_two_conditions(inputs: tuple[Tensor, Tensor, Tensor]
     torch.testing.assert_close(found, plain + 3.0 * (in_style(labels) - plain))
 
 
-def test_around_a_network_it_owns_its_parameters_and_has_its_derivative(randomised: Any, batch: Any) -> None:
+def test_around_a_network_it_owns_its_parameters_and_has_its_derivative() -> None:
     network = randomised(create_model("mlp_2d", classes=NULL, width=16).double())
     guided = Guidance(network, 2.0, (0.0, 0.8), null={"labels": network.null_label})
     assert {id(p) for p in guided.parameters()} == {id(p) for p in network.parameters()}
-    x, t, _, labels = batch(network, dtype=torch.float64)
+    x, t, _, labels = draw_batch(network, dtype=torch.float64)
     tangents = (torch.randn_like(x), torch.ones_like(t))
     _, slope = torch.func.jvp(lambda x, t: guided(x, t, labels=labels), (x, t), tangents)
     ahead, behind = (guided(x + s * tangents[0], t + s, labels=labels) for s in (1e-5, -1e-5))
@@ -129,9 +150,10 @@ def test_around_a_network_it_owns_its_parameters_and_has_its_derivative(randomis
         ((-1.0,), {}, "scale must be >= 0 and finite; got -1.0"),
         ((float("nan"),), {}, "scale must be >= 0"),
         ((float("inf"),), {}, "scale must be >= 0 and finite"),
-        ((1.0, (0.5, 0.2)), {}, "interval must satisfy"),
-        ((1.0, (-0.1, 0.2)), {}, "interval must satisfy"),
-        ((1.0, (0.1, 1.2)), {}, "interval must satisfy"),
+        ((1.0, (0.5, 0.2)), {}, "guidance_interval must satisfy"),
+        ((1.0, (-0.1, 0.2)), {}, "guidance_interval must satisfy"),
+        ((1.0, (0.1, 1.2)), {}, "guidance_interval must satisfy"),
+        ((1.0,), {"channels": 0}, "channels must be >= 1, or None for all; got 0"),
         ((1.0,), {"null": {}}, "null must name at least one condition"),
     ],
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import MLPField
 
@@ -33,19 +33,19 @@ def plain_forward(state: dict[str, Tensor], x: Tensor, t: Tensor, gap: Tensor, l
     return linear("head", silu(h))
 
 
-def test_equals_an_independent_forward_pass(randomised: Callable[..., nn.Module], batch: Any) -> None:
+def test_equals_an_independent_forward_pass() -> None:
     sizes = {"features": 3, "width": 12, "depth": 2, "classes": 3, "time_scale": 2.0, "frequencies": 6}
-    network = randomised(MLPField(interval="added", **sizes).double(), std=0.3)
-    x, t, r, labels = batch(network, dtype=torch.float64)
+    network = randomised(MLPField(r_embedding="added", **sizes).double(), std=0.3)
+    x, t, r, labels = draw_batch(network, dtype=torch.float64)
     expected = plain_forward(network.state_dict(), x, t, t - r, labels)
     torch.testing.assert_close(network(x, t, r, labels=labels), expected, atol=1e-12, rtol=1e-12)
     null = plain_forward(network.state_dict(), x, t, torch.zeros_like(t), torch.full((3,), 3))
     torch.testing.assert_close(network(x, t), null, atol=1e-12, rtol=1e-12)
 
 
-def test_a_new_network_predicts_exactly_zero(batch: Any) -> None:
+def test_a_new_network_predicts_exactly_zero() -> None:
     network = MLPField(classes=2)
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     assert torch.all(network(x, t, r, labels=labels) == 0)
     assert network.sample_shape == (2,)
     assert (network.null_label, MLPField().null_label) == (2, None)
@@ -79,7 +79,7 @@ def test_labels_for_an_unconditional_network() -> None:
         ({"width": 0}, "must be >= 1"),
         ({"depth": 0}, "must be >= 1"),
         ({"classes": -1}, "classes must be >= 0; got -1"),
-        ({"interval": "x"}, "interval must be None"),
+        ({"r_embedding": "x"}, "r_embedding must be None"),
         ({"frequencies": 3}, "frequencies must be even"),
         ({"time_scale": -1.0}, "time_scale must be > 0"),
     ],

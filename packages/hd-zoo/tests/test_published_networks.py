@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import (
     DiffusedNoise,
     DiffusionTransformer,
     create_model,
     from_pretrained,
-    list_models,
     model_cost,
     save_pretrained,
 )
+from hd_zoo.registry import published_models
 
 # Arithmetic and size in the appendix of arXiv 2212.09748: 10^9 multiply-adds ("Gflops") and millions of parameters.
 PAPER = {
@@ -38,24 +39,26 @@ PAPER = {
 }
 DITS = [f"{family}_{size}" for family in ("dit", "sit") for size in PAPER]
 LIGHTNING = [f"lightningdit_{size}_{patch}" for size in ("b", "l", "xl") for patch in (1, 2)]
-INTERVALS = (None, "added", "decoupled")
+R_EMBEDDINGS = (None, "added", "decoupled")
+
+LATER = ["repa_xl_2", "meanflow_b_2", "meanflow_b_4", "meanflow_l_2", "meanflow_xl_2", "dmf_xl_2"]
 
 # What makes a small network of each family; the settings that distinguish it stay.
 SMALL = {
-    "sit_s_2": {"image_size": 8, "width": 32, "depth": 2, "heads": 2, "classes": 3, "frequencies": 16},
-    "dit_s_2": {"image_size": 8, "width": 32, "depth": 2, "heads": 2, "classes": 3, "frequencies": 16},
-    "lightningdit_b_1": {"image_size": 4, "width": 32, "depth": 2, "heads": 2, "classes": 3, "frequencies": 16},
+    "sit_s_2": {"image_size": 8, "width": 32, "depth": 2, "num_heads": 2, "classes": 3, "frequencies": 16},
+    "dit_s_2": {"image_size": 8, "width": 32, "depth": 2, "num_heads": 2, "classes": 3, "frequencies": 16},
+    "lightningdit_b_1": {"image_size": 4, "width": 32, "depth": 2, "num_heads": 2, "classes": 3, "frequencies": 16},
 }
 every_family = pytest.mark.parametrize("name", SMALL)
-every_interval = pytest.mark.parametrize("interval", INTERVALS)
+every_r_embedding = pytest.mark.parametrize("r_embedding", R_EMBEDDINGS)
 
 
 @pytest.fixture
-def small(randomised: Callable[..., nn.Module]) -> Callable[..., Any]:
+def small() -> Callable[..., Any]:
     """A small network of a family, away from its zero-initialised start."""
 
-    def create(name: str, interval: str | None = None, **changes: Any) -> nn.Module:
-        return randomised(create_model(name, interval=interval, **{**SMALL[name], **changes}), std=0.05)
+    def create(name: str, r_embedding: str | None = None, **changes: Any) -> nn.Module:
+        return randomised(create_model(name, r_embedding=r_embedding, **{**SMALL[name], **changes}), std=0.05)
 
     return create
 
@@ -71,7 +74,7 @@ def counted(network: Any, batch: int = 2, *, with_r: bool = False) -> float:
 
 
 def test_the_registry_has_all_of_them() -> None:
-    assert {*DITS, *LIGHTNING} <= set(list_models())
+    assert sorted([*DITS, *LIGHTNING, *LATER]) == published_models()
 
 
 @pytest.mark.parametrize("name", DITS)
@@ -111,10 +114,10 @@ def test_lightning_networks_cost_what_a_dit_of_the_size_costs(name: str) -> None
     assert cost.multiply_adds == counted(network)
 
 
-@every_interval
+@every_r_embedding
 @pytest.mark.parametrize("name", ["sit_xl_2", "dit_b_4", "lightningdit_l_2"])
-def test_the_cost_of_students_behind_converters_too(name: str, interval: str | None) -> None:
-    network = create_model(name, device="meta", interval=interval)
+def test_the_cost_of_students_behind_converters_too(name: str, r_embedding: str | None) -> None:
+    network = create_model(name, device="meta", r_embedding=r_embedding)
     cost = model_cost(DiffusedNoise(network))
     assert cost == model_cost(network)
     assert cost.multiply_adds == counted(network, with_r=True)
@@ -136,17 +139,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "swiglu": {"activation": "swiglu"},
     "rms": {"norm": "rms"},
     "rotary": {"rotary": True},
-    "qk_layer": {"qk_norm": True},
-    "qk_rms": {"qk_norm": True, "norm": "rms"},
+    "qk_layer": {"qk_norm": "layer"},
+    "qk_rms": {"qk_norm": "rms", "norm": "rms"},
+    "qk_rms_alone": {"qk_norm": "rms"},
     "lightning": {"activation": "swiglu", "norm": "rms", "rotary": True},
-    "lightning_qk": {"activation": "swiglu", "norm": "rms", "rotary": True, "qk_norm": True},
+    "lightning_qk": {"activation": "swiglu", "norm": "rms", "rotary": True, "qk_norm": "rms"},
     "variance": {"learned_variance": True},
     "reversed": {"reversed_time": True},
-    "added": {"interval": "added"},
-    "decoupled": {"interval": "decoupled"},
+    "added": {"r_embedding": "added"},
+    "decoupled": {"r_embedding": "decoupled"},
 }
 # RMSNorm keeps float32 copies of half-precision inputs on a CPU, and not on every device: float32 alone there.
-HALF = [name for name, settings in SETTINGS.items() if settings.get("norm") != "rms"]
+HALF = [name for name, settings in SETTINGS.items() if "rms" not in settings.values()]
 
 
 def kept_for_backward(network: Any, dtype: torch.dtype, batch: int) -> int:
@@ -170,7 +174,7 @@ def kept_for_backward(network: Any, dtype: torch.dtype, batch: int) -> int:
     [(name, torch.float32) for name in SETTINGS] + [(name, torch.bfloat16) for name in HALF],
 )
 def test_activation_bytes_are_what_autograd_keeps(settings: str, dtype: torch.dtype) -> None:
-    base = {"image_size": 16, "channels": 4, "patch": 1, "width": 128, "depth": 2, "heads": 2, "classes": 3}
+    base = {"image_size": 16, "channels": 4, "patch": 1, "width": 128, "depth": 2, "num_heads": 2, "classes": 3}
     network = DiffusionTransformer(**{**base, **SETTINGS[settings]}).to(dtype)
     kept = kept_for_backward(network, dtype, batch=2) / 2
     assert model_cost(network, dtype=dtype).activation_bytes == pytest.approx(kept, rel=0.1)
@@ -193,11 +197,11 @@ def test_training_bytes_are_those_of_adam_with_an_average() -> None:
     assert cost.training_bytes(0, copies=1) == cost.weight_bytes == sum(one.nbytes for one in average)
 
 
-@every_interval
+@every_r_embedding
 @every_family
-def test_forward_and_backward(name: str, interval: str | None, small: Callable[..., Any], batch: Any) -> None:
-    network = small(name, interval)
-    x, t, r, labels = batch(network)
+def test_forward_and_backward(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
+    network = small(name, r_embedding)
+    x, t, r, labels = draw_batch(network)
     x.requires_grad_()
     out = network(x, t, r, labels=labels)
     assert out.shape == x.shape
@@ -210,30 +214,28 @@ def test_forward_and_backward(name: str, interval: str | None, small: Callable[.
 
 
 @every_family
-def test_a_new_network_predicts_zero(name: str, batch: Any) -> None:
+def test_a_new_network_predicts_zero(name: str) -> None:
     network = create_model(name, **SMALL[name])
-    x, t, _, labels = batch(network)
+    x, t, _, labels = draw_batch(network)
     assert torch.all(network(x, t, labels=labels) == 0)
 
 
-@every_interval
+@every_r_embedding
 @every_family
-def test_no_r_means_r_is_t(name: str, interval: str | None, small: Callable[..., Any], batch: Any) -> None:
-    network = small(name, interval)
-    x, t, r, labels = batch(network)
+def test_no_r_means_r_is_t(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
+    network = small(name, r_embedding)
+    x, t, r, labels = draw_batch(network)
     plain = network(x, t, labels=labels)
     assert torch.equal(network(x, t, t, labels=labels), plain)
-    assert torch.equal(network(x, t, r, labels=labels), plain) == (interval is None)
+    assert torch.equal(network(x, t, r, labels=labels), plain) == (r_embedding is None)
 
 
-@every_interval
+@every_r_embedding
 @every_family
-def test_the_jvp_against_central_differences(
-    name: str, interval: str | None, small: Callable[..., Any], batch: Any
-) -> None:
+def test_the_jvp_against_central_differences(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
     """Along x, along t, along r, and along a trajectory; without a hint about attention."""
-    network = small(name, interval).double()
-    x, t, r, labels = batch(network, count=2, dtype=torch.float64)
+    network = small(name, r_embedding).double()
+    x, t, r, labels = draw_batch(network, count=2, dtype=torch.float64)
     velocity, zero, one = torch.randn_like(x), torch.zeros_like(t), torch.ones_like(t)
 
     def u(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -249,27 +251,25 @@ def test_the_jvp_against_central_differences(
         scale = expected.abs().max().item()
         torch.testing.assert_close(found, expected, atol=1e-6 * max(scale, 1e-3), rtol=1e-5)
         along_r_alone = bool(tangent[2].any())
-        assert (scale > 1e-5) == (not along_r_alone or interval is not None)
+        assert (scale > 1e-5) == (not along_r_alone or r_embedding is not None)
 
 
-@every_interval
+@every_r_embedding
 @every_family
-def test_round_trip_on_disk(
-    name: str, interval: str | None, small: Callable[..., Any], batch: Any, tmp_path: Path
-) -> None:
-    network = small(name, interval).eval()
+def test_round_trip_on_disk(name: str, r_embedding: str | None, small: Callable[..., Any], tmp_path: Path) -> None:
+    network = small(name, r_embedding).eval()
     found = from_pretrained(save_pretrained(network, tmp_path))
     assert found.arguments == network.arguments
     assert found.state_dict().keys() == network.state_dict().keys()
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     assert torch.equal(found(x, t, r, labels=labels), network(x, t, r, labels=labels))
 
 
-@every_interval
+@every_r_embedding
 @every_family
-def test_bfloat16(name: str, interval: str | None, small: Callable[..., Any], batch: Any) -> None:
-    network = small(name, interval)
-    x, t, r, labels = batch(network)
+def test_bfloat16(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
+    network = small(name, r_embedding)
+    x, t, r, labels = draw_batch(network)
     expected = network(x, t, r, labels=labels)
     pure = network.bfloat16()(x.bfloat16(), t, r, labels=labels)
     assert pure.dtype == torch.bfloat16
@@ -277,11 +277,11 @@ def test_bfloat16(name: str, interval: str | None, small: Callable[..., Any], ba
 
 
 @pytest.mark.parametrize(
-    ("name", "interval"), [("sit_s_2", "added"), ("dit_s_2", None), ("lightningdit_b_1", "decoupled")]
+    ("name", "r_embedding"), [("sit_s_2", "added"), ("dit_s_2", None), ("lightningdit_b_1", "decoupled")]
 )
-def test_compiles_to_one_graph(name: str, interval: str | None, small: Callable[..., Any], batch: Any) -> None:
-    network = small(name, interval).double()
-    x, t, r, labels = batch(network, dtype=torch.float64)
+def test_compiles_to_one_graph(name: str, r_embedding: str | None, small: Callable[..., Any]) -> None:
+    network = small(name, r_embedding).double()
+    x, t, r, labels = draw_batch(network, dtype=torch.float64)
     torch.compiler.reset()
     found = torch.compile(network, backend="aot_eager", fullgraph=True)(x, t, r, labels=labels)
     expected = network(x, t, r, labels=labels)
@@ -292,10 +292,10 @@ def test_compiles_to_one_graph(name: str, interval: str | None, small: Callable[
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", [*DITS, *LIGHTNING])
+@pytest.mark.parametrize("name", published_models())
 def test_every_entry_at_its_size_without_data(name: str) -> None:
     """Forward, backward, JVP and 16 bits of the two-time student: shapes and dtypes of everything."""
-    network = create_model(name, interval="added", device="meta")
+    network = create_model(name, r_embedding="added", device="meta")
     x, labels = torch.empty(2, *network.sample_shape, device="meta"), torch.empty(2, dtype=torch.long, device="meta")
     t = torch.empty(2, device="meta")
     out = network(x, t, t, labels=labels)
@@ -309,12 +309,12 @@ def test_every_entry_at_its_size_without_data(name: str) -> None:
     assert (half.shape, half.dtype) == (x.shape, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", [*DITS, *LIGHTNING])
-def test_every_entry_in_small(name: str, randomised: Callable[..., nn.Module], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*DITS, *LIGHTNING, *LATER[:-1]])
+def test_every_entry_in_small(name: str, tmp_path: Path) -> None:
     """Its own patch and family, a few channels: one graph, r = t where r is left out, and the same from a file."""
     patch = int(name.rsplit("_", 1)[1])
-    sizes = {"image_size": 4 * patch, "width": 32, "depth": 1, "heads": 2, "classes": 3, "frequencies": 16}
-    network = randomised(create_model(name, interval="added", **sizes), std=0.05).eval()
+    sizes = {"image_size": 4 * patch, "width": 32, "depth": 1, "num_heads": 2, "classes": 3, "frequencies": 16}
+    network = randomised(create_model(name, r_embedding="added", **sizes), std=0.05).eval()
     x, t, r = torch.randn(2, *network.sample_shape), torch.tensor([0.4, 0.9]), torch.tensor([0.1, 0.9])
     labels = torch.tensor([1, 3])
     with torch.no_grad():
@@ -328,13 +328,13 @@ def test_every_entry_in_small(name: str, randomised: Callable[..., nn.Module], t
 
 
 @every_family
-def test_reversed_time_is_a_matter_of_the_clock_and_the_sign(name: str, small: Callable[..., Any], batch: Any) -> None:
+def test_reversed_time_is_a_matter_of_the_clock_and_the_sign(name: str, small: Callable[..., Any]) -> None:
     """The same weights with and without the setting: v(x, t, r) = -w(x, 1 - t, 1 - r)."""
-    for interval in INTERVALS:
-        ours = small(name, interval, reversed_time=True).double()
-        theirs = create_model(name, interval=interval, **SMALL[name], reversed_time=False).double()
+    for r_embedding in R_EMBEDDINGS:
+        ours = small(name, r_embedding, reversed_time=True).double()
+        theirs = create_model(name, r_embedding=r_embedding, **SMALL[name], reversed_time=False).double()
         theirs.load_state_dict(ours.state_dict())
-        x, t, r, labels = batch(ours, dtype=torch.float64)
+        x, t, r, labels = draw_batch(ours, dtype=torch.float64)
         found, expected = ours(x, t, r, labels=labels), -theirs(x, 1 - t, 1 - r, labels=labels)
         torch.testing.assert_close(found, expected, atol=1e-14, rtol=1e-14)
 
@@ -342,10 +342,14 @@ def test_reversed_time_is_a_matter_of_the_clock_and_the_sign(name: str, small: C
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rotary": True, "width": 24, "heads": 4}, "rotary needs a head width that is a multiple of 4; got 6"),
+        ({"rotary": True, "width": 24, "num_heads": 4}, "rotary needs a head width that is a multiple of 4; got 6"),
         ({"norm": "batch"}, "norm must be one of layer, rms; got 'batch'"),
         ({"early_blocks": 3}, r"early_blocks must lie in \[0, depth\]; got 3 of 2"),
         ({"early_blocks": -1}, "early_blocks must lie in"),
+        ({"qk_norm": "batch"}, "qk_norm must be one of None, layer, rms; got 'batch'"),
+        ({"qk_norm": True}, "'qk_norm' of 'transformer' must be .*; got True"),
+        ({"qk_norm": "rms", "qk_norm_eps": 0.0}, r"qk_norm_eps must lie in \(0, 1\) and needs qk_norm; got 0.0"),
+        ({"qk_norm_eps": 1e-6}, r"qk_norm_eps must lie in \(0, 1\) and needs qk_norm"),
         ({"inclusive_frequencies": True, "frequencies": 2}, "inclusive_frequencies needs frequencies >= 4; got 2"),
     ],
 )
@@ -354,16 +358,18 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
         create_model("sit_s_2", **{**SMALL["sit_s_2"], **changes})
 
 
-@pytest.mark.parametrize(("depth", "early"), [(28, 20), (7, 5), (1, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("depth", "asked", "early"), [(28, None, 20), (7, None, 5), (1, None, 1), (2, None, 1), (3, 0, 0), (3, 3, 3)]
+)
 def test_decoupled_shows_t_to_the_early_blocks_and_r_to_the_others(
-    depth: int, early: int, small: Callable[..., Any], batch: Any
+    depth: int, asked: int | None, early: int, small: Callable[..., Any]
 ) -> None:
-    network = small("sit_s_2", "decoupled", depth=depth, width=16, reversed_time=False)
+    network = small("sit_s_2", "decoupled", depth=depth, width=16, reversed_time=False, early_blocks=asked)
     assert network.early_blocks == early
     seen: list[Tensor] = []
     for block in network.blocks:
         block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
-    x, t, r, labels = batch(network)
+    x, t, r, labels = draw_batch(network)
     network(x, t, r, labels=labels)
     label = network.label_embed(labels)
     conditions = [network.time_embed(one) + label for one in (t, r)]

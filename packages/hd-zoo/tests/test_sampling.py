@@ -11,24 +11,23 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from scipy.stats import kstest, linregress
-from torch import Tensor, nn
+from torch import Tensor
+from zoo_helpers import GAUSSIAN, Recorder, randomised
 
 from hd_zoo import create_model, sample_jumps, sample_ode, sample_sde, seeded_noise, uniform_times
 
 
-def exact(gaussian: Any, noise: Tensor) -> Tensor:
+def exact(noise: Tensor) -> Tensor:
     """The trajectory's end at t = 0."""
     one = torch.ones((), dtype=noise.dtype)
-    return gaussian.position(noise, one, 0 * one)
+    return GAUSSIAN.position(noise, one, 0 * one)
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
-def test_convergence_order(gaussian: Any, method: str, order: int) -> None:
+def test_convergence_order(method: str, order: int) -> None:
     noise = torch.randn(64, 3, dtype=torch.float64)
     steps = [32, 64, 128, 256, 512]
-    errors = [
-        (sample_ode(gaussian.teacher, noise, n, method) - exact(gaussian, noise)).square().mean().sqrt() for n in steps
-    ]
+    errors = [(sample_ode(GAUSSIAN.teacher, noise, n, method) - exact(noise)).square().mean().sqrt() for n in steps]
     fit = linregress(torch.tensor(steps).log2().numpy(), torch.stack(errors).log2().numpy())
     assert -fit.slope == pytest.approx(order, abs=0.08)
     assert errors[-1] < (2e-3 if order == 1 else 2e-5)
@@ -41,31 +40,31 @@ def test_a_constant_velocity_is_integrated_exactly_by_one_step() -> None:
 
 
 @pytest.mark.parametrize("times", [(1.0, 0.0), (1.0, 0.5, 0.0), (1, 0.93, 0.4, 0.05, 0), uniform_times(7)])
-def test_exact_jumps_land_exactly(gaussian: Any, times: tuple[float, ...]) -> None:
+def test_exact_jumps_land_exactly(times: tuple[float, ...]) -> None:
     noise = torch.randn(16, 3, dtype=torch.float64)
-    found = sample_jumps(gaussian.student, noise, times)
-    torch.testing.assert_close(found, exact(gaussian, noise), atol=1e-13, rtol=1e-12)
+    found = sample_jumps(GAUSSIAN.student, noise, times)
+    torch.testing.assert_close(found, exact(noise), atol=1e-13, rtol=1e-12)
 
 
-def test_one_jump_with_the_teacher_alone_does_not_land(gaussian: Any) -> None:
+def test_one_jump_with_the_teacher_alone_does_not_land() -> None:
     noise = torch.randn(16, 3, dtype=torch.float64)
-    assert (sample_jumps(gaussian.teacher, noise) - exact(gaussian, noise)).abs().max() > 0.1
+    assert (sample_jumps(GAUSSIAN.teacher, noise) - exact(noise)).abs().max() > 0.1
 
 
-def test_jumps_through_a_teacher_are_euler_steps(gaussian: Any) -> None:
+def test_jumps_through_a_teacher_are_euler_steps() -> None:
     noise = torch.randn(16, 3, dtype=torch.float64)
-    jumps = sample_jumps(gaussian.teacher, noise, uniform_times(5))
-    torch.testing.assert_close(jumps, sample_ode(gaussian.teacher, noise, 5), atol=1e-13, rtol=1e-13)
+    jumps = sample_jumps(GAUSSIAN.teacher, noise, uniform_times(5))
+    torch.testing.assert_close(jumps, sample_ode(GAUSSIAN.teacher, noise, 5), atol=1e-13, rtol=1e-13)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 49, 250])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_calls_times_and_conditions(gaussian: Any, recorder: Any, steps: int, dtype: torch.dtype) -> None:
+def test_calls_times_and_conditions(steps: int, dtype: torch.dtype) -> None:
     noise, labels = torch.randn(2, 3).to(dtype), torch.tensor([4, 5])
     grid = [1 - i / steps for i in range(steps + 1)]
     visited = {"euler": grid[:-1], "heun": [t for i in range(steps) for t in (grid[i], grid[i + 1])]}
     for method, expected in visited.items():
-        field = recorder(gaussian.teacher)
+        field = Recorder(GAUSSIAN.teacher)
         out = sample_ode(field, noise, steps, method, labels=labels)
         assert len(field.calls) == len(expected)
         for call, t in zip(field.calls, expected, strict=True):
@@ -79,8 +78,8 @@ def test_calls_times_and_conditions(gaussian: Any, recorder: Any, steps: int, dt
     assert field.calls[-1]["t"].tolist() == [0.0, 0.0]  # exactly
 
 
-def test_jumps_pass_both_times_and_the_conditions(gaussian: Any, recorder: Any) -> None:
-    noise, labels, field = torch.randn(2, 3), torch.tensor([4, 5]), recorder(gaussian.student)
+def test_jumps_pass_both_times_and_the_conditions() -> None:
+    noise, labels, field = torch.randn(2, 3), torch.tensor([4, 5]), Recorder(GAUSSIAN.student)
     sample_jumps(field, noise, (1.0, 0.6, 0.25, 0.0), labels=labels)
     seen = [(call["t"].tolist(), call["r"].tolist()) for call in field.calls]
     for (t, r), (expected_t, expected_r) in zip(seen, [(1, 0.6), (0.6, 0.25), (0.25, 0)], strict=True):
@@ -100,10 +99,8 @@ def test_half_precision_samples_keep_their_small_steps() -> None:
 
 
 @pytest.mark.parametrize("sample", [lambda f, n: sample_ode(f, n, 2, "heun"), sample_jumps], ids=["ode", "jumps"])
-def test_no_graph_and_the_noise_is_left_alone(
-    sample: Callable[..., Tensor], randomised: Callable[..., nn.Module]
-) -> None:
-    network = randomised(create_model("mlp_2d", interval="added", width=8))
+def test_no_graph_and_the_noise_is_left_alone(sample: Callable[..., Tensor]) -> None:
+    network = randomised(create_model("mlp_2d", r_embedding="added", width=8))
     noise = torch.randn(5, 2, requires_grad=True)
     before = noise.detach().clone()
     out = sample(network, noise)
@@ -187,7 +184,7 @@ def draw_sde(field: Any, steps: int, **settings: Any) -> Tensor:
     return sample_sde(field, seeded_noise((1,), SEEDS).double(), steps, seeds=SEEDS, **settings)[:, 0]
 
 
-def moments(gaussian: Any, steps: int, last_step: float, strength: Callable[[float], float]) -> tuple[float, float]:
+def moments(steps: int, last_step: float, strength: Callable[[float], float]) -> tuple[float, float]:
     """Mean and variance that the scheme itself gives a Gaussian: its steps are affine in x and in the increment."""
     mean, variance = 0.0, 1.0
     grid = [1 - (1 - last_step) * j / (steps - 1) for j in range(steps)]
@@ -196,8 +193,8 @@ def moments(gaussian: Any, steps: int, last_step: float, strength: Callable[[flo
     def drift(t: float, x: float) -> float:
         """v - w s / 2 with the score of N((1 - t) m, sigma(t)^2) in closed form."""
         time = torch.full((1,), t, dtype=torch.float64)
-        score = -(x - (1 - t) * gaussian.mean) / gaussian.sigma(time).item() ** 2
-        return gaussian.teacher(x * one, time).item() - strength(t) * score / 2
+        score = -(x - (1 - t) * GAUSSIAN.mean) / GAUSSIAN.sigma(time).item() ** 2
+        return GAUSSIAN.teacher(x * one, time).item() - strength(t) * score / 2
 
     for now, after in [*itertools.pairwise(grid), (last_step, 0.0)]:
         offset = drift(now, 0.0)
@@ -211,51 +208,51 @@ def moments(gaussian: Any, steps: int, last_step: float, strength: Callable[[flo
 @pytest.mark.parametrize("strength", [None, lambda t: t, lambda t: 1.0], ids=["default", "t", "constant"])
 @pytest.mark.parametrize(("steps", "last_step"), [(12, 0.04), (30, 0.1)])
 def test_the_stochastic_sampler_has_the_moments_of_its_scheme(
-    gaussian: Any, steps: int, last_step: float, strength: Callable[[float], float] | None
+    steps: int, last_step: float, strength: Callable[[float], float] | None
 ) -> None:
-    found = draw_sde(gaussian.teacher, steps, last_step=last_step, strength=strength)
-    mean, variance = moments(gaussian, steps, last_step, strength or (lambda t: 2 * t))
+    found = draw_sde(GAUSSIAN.teacher, steps, last_step=last_step, strength=strength)
+    mean, variance = moments(steps, last_step, strength or (lambda t: 2 * t))
     count = len(found)
     assert abs(found.mean().item() - mean) < 4.5 * (variance / count) ** 0.5
     assert abs(found.var().item() / variance - 1) < 4.5 * (2 / count) ** 0.5
 
 
-def test_the_stochastic_sampler_reaches_the_data_with_more_steps(gaussian: Any) -> None:
+def test_the_stochastic_sampler_reaches_the_data_with_more_steps() -> None:
     """The variance's bias falls; what is left of both biases at many steps is within the draw's error."""
-    few, many = draw_sde(gaussian.teacher, 4, last_step=0.25), draw_sde(gaussian.teacher, 100, last_step=0.01)
-    assert abs(many.var() - gaussian.std**2) < 0.3 * abs(few.var() - gaussian.std**2)
+    few, many = draw_sde(GAUSSIAN.teacher, 4, last_step=0.25), draw_sde(GAUSSIAN.teacher, 100, last_step=0.01)
+    assert abs(many.var() - GAUSSIAN.std**2) < 0.3 * abs(few.var() - GAUSSIAN.std**2)
     count = len(many)
-    assert abs(many.mean().item() - gaussian.mean) < 4.5 * gaussian.std / count**0.5
-    assert abs(many.var().item() / gaussian.std**2 - 1) < 4.5 * (2 / count) ** 0.5
+    assert abs(many.mean().item() - GAUSSIAN.mean) < 4.5 * GAUSSIAN.std / count**0.5
+    assert abs(many.var().item() / GAUSSIAN.std**2 - 1) < 4.5 * (2 / count) ** 0.5
     assert kstest(((many - many.mean()) / many.std()).numpy(), "norm").pvalue > 1e-3
 
 
-def test_without_strength_the_stochastic_sampler_is_eulers(gaussian: Any) -> None:
+def test_without_strength_the_stochastic_sampler_is_eulers() -> None:
     noise, last = torch.randn(5, 3, dtype=torch.float64), 0.04
-    found = sample_sde(gaussian.teacher, noise, 8, seeds=range(5), last_step=last, strength=lambda t: 0.0)
+    found = sample_sde(GAUSSIAN.teacher, noise, 8, seeds=range(5), last_step=last, strength=lambda t: 0.0)
     x, grid = noise, [1 - (1 - last) * j / 7 for j in range(8)] + [0.0]
     for now, after in itertools.pairwise(grid):
-        x = x - (now - after) * gaussian.teacher(x, torch.full((5,), now, dtype=torch.float64))
+        x = x - (now - after) * GAUSSIAN.teacher(x, torch.full((5,), now, dtype=torch.float64))
     torch.testing.assert_close(found, x, atol=1e-14, rtol=1e-14)
     # Equal steps to the end: those of sample_ode.
-    found = sample_sde(gaussian.teacher, noise, 10, seeds=range(5), last_step=0.1, strength=lambda t: 0.0)
-    torch.testing.assert_close(found, sample_ode(gaussian.teacher, noise, 10), atol=1e-13, rtol=1e-13)
+    found = sample_sde(GAUSSIAN.teacher, noise, 10, seeds=range(5), last_step=0.1, strength=lambda t: 0.0)
+    torch.testing.assert_close(found, sample_ode(GAUSSIAN.teacher, noise, 10), atol=1e-13, rtol=1e-13)
 
 
-def test_a_stochastic_sample_is_a_function_of_its_seed_alone(gaussian: Any) -> None:
+def test_a_stochastic_sample_is_a_function_of_its_seed_alone() -> None:
     seeds = [3, 8, 3, 11]
     noise = seeded_noise((2, 2), seeds)
     state = torch.get_rng_state()
-    together = sample_sde(gaussian.teacher, noise, 6, seeds=seeds)
+    together = sample_sde(GAUSSIAN.teacher, noise, 6, seeds=seeds)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(sample_sde(gaussian.teacher, noise, 6, seeds=seeds), together)
+    assert torch.equal(sample_sde(GAUSSIAN.teacher, noise, 6, seeds=seeds), together)
     assert torch.equal(together[0], together[2])
     assert not torch.equal(together[0], together[1])
     for b, seed in enumerate(seeds):
-        assert torch.equal(sample_sde(gaussian.teacher, noise[b : b + 1], 6, seeds=[seed])[0], together[b])
+        assert torch.equal(sample_sde(GAUSSIAN.teacher, noise[b : b + 1], 6, seeds=[seed])[0], together[b])
     order = [2, 0, 3, 1]
-    assert torch.equal(sample_sde(gaussian.teacher, noise[order], 6, seeds=[seeds[i] for i in order]), together[order])
-    other = sample_sde(gaussian.teacher, noise, 6, seeds=[4, 5, 6, 7])
+    assert torch.equal(sample_sde(GAUSSIAN.teacher, noise[order], 6, seeds=[seeds[i] for i in order]), together[order])
+    other = sample_sde(GAUSSIAN.teacher, noise, 6, seeds=[4, 5, 6, 7])
     assert not torch.isclose(other, together).any()
 
 
@@ -271,11 +268,11 @@ def test_increments_are_independent_of_the_noise_of_the_same_seed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_stochastic_calls_times_and_conditions(gaussian: Any, recorder: Any, dtype: torch.dtype) -> None:
+def test_stochastic_calls_times_and_conditions(dtype: torch.dtype) -> None:
     noise, labels, field = (
         torch.randn(2, 3).to(dtype).requires_grad_(),
         torch.tensor([4, 5]),
-        recorder(gaussian.teacher),
+        Recorder(GAUSSIAN.teacher),
     )
     before = noise.detach().clone()
     out = sample_sde(field, noise, 25, seeds=[0, 1], labels=labels)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import DiffusionTransformer
 from hd_zoo.networks.embedding import sinusoidal_embedding
 
-SIZES = {"image_size": 8, "channels": 3, "patch": 2, "width": 16, "depth": 2, "heads": 4, "frequencies": 8}
+SIZES = {"image_size": 8, "channels": 3, "patch": 2, "width": 16, "depth": 2, "num_heads": 4, "frequencies": 8}
 
 
 def build(**changes: Any) -> DiffusionTransformer:
@@ -24,19 +24,19 @@ def test_sinusoids_run_in_float32_or_better() -> None:
         assert sinusoidal_embedding(torch.rand(3).to(dtype), 8).dtype == wide
 
 
-def test_a_new_network_predicts_exactly_zero_and_its_blocks_are_the_identity(batch: Any) -> None:
-    network = build(interval="added")
-    x, t, r, labels = batch(network)
+def test_a_new_network_predicts_exactly_zero_and_its_blocks_are_the_identity() -> None:
+    network = build(r_embedding="added")
+    x, t, r, labels = draw_batch(network)
     assert torch.all(network(x, t, r, labels=labels) == 0)
     h, condition = torch.randn(2, 16, 16), torch.randn(2, 16)
     for block in network.blocks:
         assert torch.equal(block(h, condition), h)
 
 
-def test_a_new_network_can_learn(batch: Any) -> None:
+def test_a_new_network_can_learn() -> None:
     """Zero output, but not a dead end: the head gets a gradient at once, and the rest after it has moved."""
     network = build()
-    x, t, _, labels = batch(network)
+    x, t, _, labels = draw_batch(network)
     network(x, t, labels=labels).sub(x).square().sum().backward()
     assert network.head.linear.weight.grad.abs().sum() > 0
     with torch.no_grad():
@@ -48,40 +48,38 @@ def test_a_new_network_can_learn(batch: Any) -> None:
 
 
 @pytest.mark.parametrize("image_size", [4, 8])
-def test_samples_do_not_mix(image_size: int, randomised: Callable[..., nn.Module], batch: Any) -> None:
+def test_samples_do_not_mix(image_size: int) -> None:
     network = randomised(build(image_size=image_size).double())
-    x, t, _, labels = batch(network, dtype=torch.float64)
+    x, t, _, labels = draw_batch(network, dtype=torch.float64)
     together = network(x, t, labels=labels)
     for b in range(3):
         alone = network(x[b : b + 1], t[b : b + 1], labels=labels[b : b + 1])
         torch.testing.assert_close(alone[0], together[b], atol=1e-12, rtol=1e-12)
 
 
-def test_no_labels_means_the_null_class(randomised: Callable[..., nn.Module], batch: Any) -> None:
+def test_no_labels_means_the_null_class() -> None:
     network = randomised(build())
-    x, t, _, labels = batch(network)
+    x, t, _, labels = draw_batch(network)
     assert network.null_label == 5
     null = network(x, t, labels=torch.full((3,), 5))
     assert torch.equal(network(x, t), null)
     assert not torch.allclose(network(x, t, labels=labels), null)
 
 
-def test_an_unconditional_network(randomised: Callable[..., nn.Module], batch: Any) -> None:
+def test_an_unconditional_network() -> None:
     network = randomised(build(classes=0))
-    x, t, _, _ = batch(network)
+    x, t, _, _ = draw_batch(network)
     assert network.null_label is None
     assert network(x, t).shape == x.shape
     with pytest.raises(ValueError, match="unconditional network"):
         network(x, t, labels=torch.zeros(3, dtype=torch.long))
 
 
-def test_time_scale_stretches_time_and_multiplies_its_derivative(
-    randomised: Callable[..., nn.Module], batch: Any
-) -> None:
-    slow = randomised(build(interval="added").double(), std=0.2)
-    fast = build(interval="added", time_scale=3.0).double()
+def test_time_scale_stretches_time_and_multiplies_its_derivative() -> None:
+    slow = randomised(build(r_embedding="added").double(), std=0.2)
+    fast = build(r_embedding="added", time_scale=3.0).double()
     fast.load_state_dict(slow.state_dict())
-    x, t, r, labels = batch(slow, dtype=torch.float64)
+    x, t, r, labels = draw_batch(slow, dtype=torch.float64)
 
     def with_slope(network: nn.Module, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         return torch.func.jvp(lambda t: network(x, t, r, labels=labels), (t,), (torch.ones_like(t),))
@@ -93,9 +91,9 @@ def test_time_scale_stretches_time_and_multiplies_its_derivative(
     assert slope.abs().max() > 1e-3
 
 
-def test_bfloat16(randomised: Callable[..., nn.Module], batch: Any) -> None:
-    network = randomised(build(interval="added"), std=0.05)
-    x, t, r, labels = batch(network)
+def test_bfloat16() -> None:
+    network = randomised(build(r_embedding="added"), std=0.05)
+    x, t, r, labels = draw_batch(network)
     expected = network(x, t, r, labels=labels)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = network(x, t, r, labels=labels)
@@ -105,10 +103,10 @@ def test_bfloat16(randomised: Callable[..., nn.Module], batch: Any) -> None:
         assert (found - expected).norm() < 0.03 * expected.norm()
 
 
-@pytest.mark.parametrize("interval", [None, "added"])
-def test_compiles_to_one_graph(interval: str | None, randomised: Callable[..., nn.Module], batch: Any) -> None:
-    network = randomised(build(depth=1, interval=interval).double())
-    x, t, r, labels = batch(network, dtype=torch.float64)
+@pytest.mark.parametrize("r_embedding", [None, "added"])
+def test_compiles_to_one_graph(r_embedding: str | None) -> None:
+    network = randomised(build(depth=1, r_embedding=r_embedding).double())
+    x, t, r, labels = draw_batch(network, dtype=torch.float64)
     torch.compiler.reset()
     found = torch.compile(network, backend="aot_eager", fullgraph=True)(x, t, r, labels=labels)
     expected = network(x, t, r, labels=labels)
@@ -124,12 +122,12 @@ def test_compiles_to_one_graph(interval: str | None, randomised: Callable[..., n
     [
         ({"image_size": 9}, "multiple of patch; got 9 and 2"),
         ({"patch": 0}, "multiple of patch"),
-        ({"width": 18, "heads": 3}, "width must be a multiple of 4 and of heads; got width 18"),
-        ({"heads": 3}, "heads 3"),
+        ({"width": 18, "num_heads": 3}, "width must be a multiple of 4 and of num_heads; got width 18"),
+        ({"num_heads": 3}, "num_heads 3"),
         ({"depth": 0}, "depth must be >= 1"),
         ({"channels": 0}, "channels and depth"),
         ({"classes": -1}, "classes must be >= 0; got -1"),
-        ({"interval": "concatenated"}, "interval must be None, 'added' or 'decoupled'; got 'concatenated'"),
+        ({"r_embedding": "concatenated"}, "r_embedding must be None, 'added' or 'decoupled'; got 'concatenated'"),
         ({"frequencies": 7}, "frequencies must be even and >= 2; got 7"),
         ({"mlp_ratio": -1.0}, "mlp_ratio must be >= 1"),
         ({"time_scale": 0.0}, "time_scale must be > 0 and finite; got 0.0"),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo_helpers import draw_batch, randomised
 
 from hd_zoo import DiffusionTransformer
 from hd_zoo.networks.transformer import grid_embedding
 
-SIZES = {"image_size": 8, "channels": 3, "patch": 2, "width": 16, "depth": 2, "heads": 4, "frequencies": 8}
+SIZES = {"image_size": 8, "channels": 3, "patch": 2, "width": 16, "depth": 2, "num_heads": 4, "frequencies": 8}
 
 
 def build(**changes: Any) -> DiffusionTransformer:
@@ -44,7 +44,7 @@ def plain_forward(
         waves = torch.stack([a.cos() for a in angles] + [a.sin() for a in angles], dim=1)
         return linear(f"{name}.mlp.2", silu(linear(f"{name}.mlp.0", waves)))
 
-    patch, heads = SIZES["patch"], SIZES["heads"]
+    patch, heads = SIZES["patch"], SIZES["num_heads"]
     batch, channels, size, _ = x.shape
     grid = size // patch
     condition = embed("time_embed", t) + state["label_embed.weight"][labels]
@@ -80,14 +80,12 @@ def plain_forward(
 
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
-@pytest.mark.parametrize("interval", [None, "added"])
-def test_equals_an_independent_forward_pass(
-    interval: str | None, activation: str, randomised: Callable[..., nn.Module], batch: Any
-) -> None:
-    network = randomised(build(interval=interval, activation=activation).double(), std=0.2)
-    x, t, r, labels = batch(network, dtype=torch.float64)
+@pytest.mark.parametrize("r_embedding", [None, "added"])
+def test_equals_an_independent_forward_pass(r_embedding: str | None, activation: str) -> None:
+    network = randomised(build(r_embedding=r_embedding, activation=activation).double(), std=0.2)
+    x, t, r, labels = draw_batch(network, dtype=torch.float64)
     for second in (None, r):
-        gap = None if interval is None else torch.zeros_like(t) if second is None else t - second
+        gap = None if r_embedding is None else torch.zeros_like(t) if second is None else t - second
         expected = plain_forward(network.state_dict(), x, t, gap, labels, activation)
         found = network(x, t, second, labels=labels)
         assert found.std() > 0.1
@@ -98,7 +96,7 @@ def test_equals_an_independent_forward_pass(
 def test_patches_come_back_where_they_were(patch: int) -> None:
     """With identity embedding and head, and blocks gated off, only patchify and unpatchify are left."""
     width = 3 * patch * patch * 4
-    network = build(patch=patch, width=width, heads=2).double()
+    network = build(patch=patch, width=width, num_heads=2).double()
     side = 3 * patch * patch
     with torch.no_grad():
         network.patch_embed.weight.copy_(torch.eye(width, side))

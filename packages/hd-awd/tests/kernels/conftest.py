@@ -98,8 +98,8 @@ class Case:
 
     @property
     def full_bias(self) -> Tensor | None:
-        batch, count, _, amount = self.sizes
-        return None if self.bias is None else self.bias.expand(batch, amount, count)
+        batch, num_tokens, _, num_queries = self.sizes
+        return None if self.bias is None else self.bias.expand(batch, num_queries, num_tokens)
 
     def sample(self, index: int) -> Case:
         """That sample alone."""
@@ -118,9 +118,9 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     if layout == "channels first":
         return tensor.transpose(1, 2).contiguous().transpose(1, 2)
     if layout == "sliced":  # every second channel of a wider buffer, NaN around them
-        batch, count, width = tensor.shape
-        wide = tensor.new_full((batch, count + 2, 2 * width + 3), float("nan"))
-        view = wide[:, 1 : count + 1, 2 : 2 * width + 2 : 2]
+        batch, num_tokens, width = tensor.shape
+        wide = tensor.new_full((batch, num_tokens + 2, 2 * width + 3), float("nan"))
+        view = wide[:, 1 : num_tokens + 1, 2 : 2 * width + 2 : 2]
         view.copy_(tensor)
         return view
     return tensor.contiguous()
@@ -143,28 +143,29 @@ def make_case() -> Callable[..., Case]:
         eps: float = 1e-6,
         seed: int = 0,
     ) -> Case:
-        batch, count, width, amount = sizes
+        batch, num_tokens, width, num_queries = sizes
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator)
 
-        tokens = normal(batch, count, width) + offset * (2 * torch.rand(batch, count, 1, generator=generator) - 1)
-        tokens = tokens * (0.5 * normal(batch, count, 1)).exp()
-        queries = 2 * (normal(amount, width) + 0.25) / width**0.5
+        tokens = normal(batch, num_tokens, width)
+        tokens = tokens + offset * (2 * torch.rand(batch, num_tokens, 1, generator=generator) - 1)
+        tokens = tokens * (0.5 * normal(batch, num_tokens, 1)).exp()
+        queries = 2 * (normal(num_queries, width) + 0.25) / width**0.5
         mask = None
         if masked:  # some tokens of each sample take part, none of the last unless it is alone
-            mask = (torch.rand(batch, count, generator=generator) < 0.6).to(device)
+            mask = (torch.rand(batch, num_tokens, generator=generator) < 0.6).to(device)
             mask[max(1, batch - 1) :] = False
-        letters = {"B": batch, "M": amount, "N": count}
+        letters = {"B": batch, "M": num_queries, "N": num_tokens}
         gradient_layout = "contiguous" if layout == "contiguous" else "tokens first"
         return Case(
             laid_out(tokens.to(device, dtype), layout),
             queries.to(device, dtype).T.contiguous().T if layout == "sliced" else queries.to(device, dtype),
             None if bias is None else normal(*(letters.get(size, size) for size in bias)).to(device, dtype),
             mask,
-            laid_out(normal(batch, amount, width).to(device), gradient_layout),
-            5 * normal(batch, amount, count).to(device) if weights else None,
+            laid_out(normal(batch, num_queries, width).to(device), gradient_layout),
+            5 * normal(batch, num_queries, num_tokens).to(device) if weights else None,
             eps,
         )
 
@@ -179,9 +180,9 @@ def oracle(naive: Any) -> Callable[[Case], dict[str, tuple[Tensor, Tensor]]]:
         def wide(tensor: Tensor) -> Tensor:
             return tensor.detach().cpu().double()
 
-        batch, count, width, amount = case.sizes
+        batch, num_tokens, width, num_queries = case.sizes
         tokens, queries, dz = wide(case.tokens), wide(case.queries), wide(case.grad_pooled)
-        scores_bias = torch.zeros(batch, amount, count, dtype=torch.float64)
+        scores_bias = torch.zeros(batch, num_queries, num_tokens, dtype=torch.float64)
         scores_bias = scores_bias if case.bias is None else scores_bias + wide(case.bias)
         leaves = [leaf.requires_grad_() for leaf in (tokens, queries, scores_bias)]
         mask = None if case.mask is None else case.mask.cpu()
@@ -276,19 +277,19 @@ def planned(launch: ModuleType) -> Callable[..., tuple[Any, Any]]:
     from hd_awd.pooling.kernels.plan import make_plan, power_of_two
 
     def make(case: Case, passes: int, splits: int = 1, block_n: int | None = None) -> tuple[Any, Any]:
-        (batch, count, width, amount), size = case.sizes, case.tokens.element_size()
+        (_, num_tokens, width, num_queries), size = case.sizes, case.tokens.element_size()
         plans = []
         for direction in ("forward", "backward"):
-            plan = make_plan(direction, batch, count, width, amount, size, lanes=launch._lanes(case.tokens.device))
+            plan = make_plan(direction, *case.sizes, size, lanes=launch._lanes(case.tokens.device))
             if passes == 2:
-                rows = max(1, 32 // power_of_two(amount))
-                plan = dataclasses.replace(plan, passes=2, block_n=rows, head=256, tail=0, warps=4)
+                rows = max(1, 32 // power_of_two(num_queries))
+                plan = dataclasses.replace(plan, passes=2, block_n=rows, row_head=256, row_tail=0, warps=4)
             elif plan.passes == 2:  # slow on a GPU, but right
                 head = max(256, power_of_two(width))
-                plan = dataclasses.replace(plan, passes=1, block_n=1, head=head, tail=0, warps=4)
+                plan = dataclasses.replace(plan, passes=1, block_n=1, row_head=head, row_tail=0, warps=4)
             rows = block_n or min(plan.block_n, 4 if splits > 1 else 16)
-            each = math.ceil(count / splits / rows) * rows
-            plans.append(dataclasses.replace(plan, block_n=rows, tokens_per_split=each, splits=-(-count // each)))
+            each = math.ceil(num_tokens / splits / rows) * rows
+            plans.append(dataclasses.replace(plan, block_n=rows, tokens_per_split=each, splits=-(-num_tokens // each)))
         return plans[0], plans[1]
 
     return make

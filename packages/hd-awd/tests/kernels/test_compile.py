@@ -81,8 +81,8 @@ def test_a_graph_takes_another_batch(device: str, make_case: Any, compiler: str,
         return torch._dynamo.lookup_backend(compiler)(graph, example)
 
     graph = torch.compile(call, backend=counting, fullgraph=True, dynamic=None)
-    for batch, count in ((2, 7), (3, 9), (5, 11)):
-        case = make_case((batch, count, 24, 3), device=device)
+    for batch, num_tokens in ((2, 7), (3, 9), (5, 11)):
+        case = make_case((batch, num_tokens, 24, 3), device=device)
         if marked:
             for dimension in (0, 1):
                 torch._dynamo.mark_dynamic(case.tokens, dimension)

@@ -25,20 +25,20 @@ def row(width: int, threads: int) -> st.SearchStrategy[tuple[int, int]]:
 def a_plan(data: st.DataObject, case: Any, direction: str) -> Any:
     from hd_awd.pooling.kernels.plan import Plan
 
-    _, count, width, amount = case.sizes
+    _, num_tokens, width, num_queries = case.sizes
 
     def pick(name: str, options: list[int]) -> int:
         return data.draw(st.sampled_from(options), label=f"{direction} {name}")
 
     passes, warps = pick("passes", [1, 2]), pick("warps", [1, 2, 4])
     # On a GPU the tile and the state stay small enough to be compiled in reasonable time.
-    block_n = pick("block_n", [1, 2, 4, 8] if amount <= 4 else [1, 2])
+    block_n = pick("block_n", [1, 2, 4, 8] if num_queries <= 4 else [1, 2])
     if passes == 1:
         head, tail = data.draw(row(width, 64 * warps), label=f"{direction} head, tail")
     else:
         head, tail = 64 * warps * pick("chunk", [1, 2]), 0
-    each = data.draw(st.integers(1, count), label=f"{direction} tokens per split")
-    return Plan(passes, block_n, head, tail, warps, pick("stages", [1, 2, 3]), each, -(-count // each))
+    each = data.draw(st.integers(1, num_tokens), label=f"{direction} tokens per split")
+    return Plan(passes, block_n, head, tail, warps, pick("stages", [1, 2, 3]), each, -(-num_tokens // each))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])

@@ -46,7 +46,7 @@ def test_a_split_without_a_token(device: str, make_case: Any, check: Any, planne
 def test_a_bias_of_minus_infinity_is_a_mask(
     device: str, make_case: Any, compute: Any, planned: Any, passes: int
 ) -> None:
-    """At single tokens, in a whole split, in a whole sample."""
+    """At single tokens, in a whole split, in a whole sample; for one query alone."""
     case = make_case((3, 16, 24, 3), device=device, masked=True, weights=True)
     case.mask[0, :4] = False
     infinite = torch.zeros(3, 1, 16, device=device).masked_fill(~case.mask[:, None], float("-inf"))
@@ -176,13 +176,44 @@ def test_a_sample_out_of_reach_of_32_bits_is_copied(launch: Any) -> None:
         assert launch._reachable(tokens).is_contiguous() == copied
 
 
+@pytest.mark.parametrize("layout", ["sliced", "tokens first", "channels first"])
 def test_a_copy_for_reach_changes_nothing(
-    device: str, make_case: Any, check: Any, planned: Any, launch: Any, monkeypatch: pytest.MonkeyPatch
+    device: str, make_case: Any, check: Any, compute: Any, planned: Any, launch: Any, layout: str, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(launch, "OFFSETS", 10)
-    case = make_case(SIZES, device=device, masked=True, layout="sliced")
+    """The kernels get contiguous memory to read and to write, the caller the layout that the shape function names."""
+    case = make_case(SIZES, device=device, bias=("M", "N"), masked=True, layout=layout)
+    case = dataclasses.replace(case, mask=case.mask.T.contiguous().T)
+    strides: list[tuple[int, ...]] = []
+    original = launch._strides
+
+    def noted(tensor: Any, dimensions: int) -> tuple[int, ...]:
+        strides.append(original(tensor, dimensions))
+        return strides[-1]
+
+    monkeypatch.setattr(launch, "_strides", noted)
     for passes in (1, 2):
+        monkeypatch.setattr(launch, "OFFSETS", 10)
         check(case, *planned(case, passes))
+        found = compute(case, *planned(case, passes))["grad_tokens"]
+        assert found.stride() == torch.empty_like(case.tokens).stride()
+    contiguous = {torch.empty(size).stride() for size in ((3, 11, 40), (3, 3, 11), (3, 11))}
+    assert set(strides) <= contiguous
+
+
+@PASSES
+def test_what_autograd_hands_over_may_have_any_strides(
+    device: str, make_case: Any, launch: Any, planned: Any, passes: int
+) -> None:
+    case = make_case(SIZES, device=device)
+    plan = planned(case, passes)[1]
+    lse, delta = torch.randn(2, 3, 3, device=device) + 4
+    found = [
+        launch.pool_backward(
+            case.grad_pooled, None, case.tokens, case.queries, None, None, *both, case.eps, True, True, plan
+        )
+        for both in ((lse, delta), (lse.T.contiguous().T, delta.T.contiguous().T))
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_inputs_are_left_alone(device: str, make_case: Any, compute: Any, planned: Any) -> None:

@@ -83,9 +83,9 @@ def test_default_plan_splits_a_long_sample(device: str, make_case: Any, check: A
     check(case)
 
 
-@pytest.mark.parametrize("amount", [2, 5, 6, 7, 8, 9, 12, 15])
-def test_numbers_of_queries(device: str, make_case: Any, check: Any, planned: Any, amount: int) -> None:
-    case = make_case((2, 6, 24, amount), torch.float32, device, weights=True)
+@pytest.mark.parametrize("num_queries", [2, 5, 6, 7, 8, 9, 12, 15])
+def test_numbers_of_queries(device: str, make_case: Any, check: Any, planned: Any, num_queries: int) -> None:
+    case = make_case((2, 6, 24, num_queries), torch.float32, device, weights=True)
     check(case)
     check(case, *planned(case, 2))
 

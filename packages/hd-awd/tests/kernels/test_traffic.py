@@ -109,14 +109,14 @@ def move(launch: Any, traffic: Any) -> Any:
 
 
 @HALF_AND_FLOAT
-@pytest.mark.parametrize(("width", "amount"), [(5, 1), (72, 4), (384, 4), (1000, 2), (1152, 1), (1152, 4)])
+@pytest.mark.parametrize(("width", "num_queries"), [(5, 1), (72, 4), (384, 4), (1000, 2), (1152, 1), (1152, 4)])
 def test_one_pass_reads_every_token_once(
-    make_case: Any, move: Any, launch: Any, dtype: torch.dtype, width: int, amount: int
+    make_case: Any, move: Any, launch: Any, dtype: torch.dtype, width: int, num_queries: int
 ) -> None:
-    case = make_case((1, 13, width, amount), dtype)
+    case = make_case((1, 13, width, num_queries), dtype)
     size = case.tokens.nbytes
     for direction in DIRECTIONS:
-        assert launch._plan(direction, case.tokens, amount).passes == 1
+        assert launch._plan(direction, case.tokens, num_queries).passes == 1
         traffic = move(case, direction)
         assert traffic.of("tokens") == (size, 0)
         assert traffic.of("grad_tokens") == (0, size if direction == "backward" else 0)
@@ -172,12 +172,12 @@ def test_splitting_a_sample_reads_no_token_twice(make_case: Any, move: Any, plan
 
 
 @HALF_AND_FLOAT
-@pytest.mark.parametrize(("width", "amount"), [(72, 3), (640, 16), (1152, 4), (1408, 16)])
+@pytest.mark.parametrize(("width", "num_queries"), [(72, 3), (640, 16), (1152, 4), (1408, 16)])
 def test_two_passes_read_every_token_twice(
-    make_case: Any, move: Any, planned: Any, dtype: torch.dtype, width: int, amount: int
+    make_case: Any, move: Any, planned: Any, dtype: torch.dtype, width: int, num_queries: int
 ) -> None:
     """And its first 16 channels once more, for an estimate of its mean: 2.1 times at most from 160 channels."""
-    case = make_case((1, 5, width, amount), dtype)
+    case = make_case((1, 5, width, num_queries), dtype)
     size = case.tokens.nbytes
     for direction, plan in zip(DIRECTIONS, planned(case, 2), strict=True):
         traffic = move(case, direction, plan)
@@ -221,8 +221,8 @@ def test_traffic_does_not_depend_on_the_values(make_case: Any, move: Any, planne
 def test_an_access_outside_an_argument_is_noticed(launch: Any, traffic: Any) -> None:
     """The counter itself: the kernel is told of 8 channels, and its output is the first 5 of a longer buffer."""
     parts, pooled = torch.zeros(2, 8), torch.zeros(8)[:5]
-    merge = launch.one_pass.merge[(1, 1)]
-    merge(parts, torch.zeros(2), pooled, torch.zeros(1), 2, COUNT=1, WIDTH=8, BLOCK_C=16)
+    merge = launch.one_pass.attention_pool_merge_kernel[(1, 1)]
+    merge(parts, torch.zeros(2), pooled, torch.zeros(1), 2, NUM_QUERIES=1, WIDTH=8, BLOCK_C=16)
     assert traffic.of("parts") == (parts.nbytes, 0)
     assert traffic.of("pooled") == (0, pooled.nbytes)
     assert traffic.outside == 3

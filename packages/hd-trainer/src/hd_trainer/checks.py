@@ -1,4 +1,4 @@
-"""The checks of settings and arguments: each raises UserError that names the value, what was given and what is accepted."""
+"""Checks of settings and arguments. UserError names the value, what was given and what is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``hdistill`` command. Whatever is heavy is imported by the command that needs it: help must not wait for PyTorch."""
+"""The ``hdistill`` command. A command imports what it needs itself: help must not wait for PyTorch."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in (*HELP_FLAGS, "help"):
         print(HELP.format(recipes=_recipes()))
     elif arguments[0] == "--version":
-        from hd_trainer import __version__
+        from hd_trainer.version import __version__
 
         print(f"hdistill {__version__}")
     elif arguments[0] not in commands:

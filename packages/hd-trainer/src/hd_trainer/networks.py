@@ -1,4 +1,4 @@
-"""The one place that knows what a network is: teachers and students, from a name or a folder, guided, sampled and saved."""
+"""The one place that knows what a network is: teachers and students are made, loaded, guided, sampled, saved."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def fresh_network(model: ModelSettings, context: Context) -> nn.Module:
     """
     channels, height, width = context.data.shape
     if height != width:
-        raise UserError(f"model: networks take square images; the data set {context.data.name!r} has {height} x {width}")
+        raise UserError(
+            f"model: networks take square images; the data set {context.data.name!r} has {height} x {width}"
+        )
     with seeded(context.seed):
         try:
             network = hd_zoo.create_model(

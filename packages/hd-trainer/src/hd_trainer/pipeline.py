@@ -105,9 +105,7 @@ def train_stage(
     prepare: dict[str, Callable[[], loop.Task]] = {
         "teacher": lambda: teacher.prepare(settings.teacher, context, fresh_network(settings.model, context)),
         "trajectory": lambda: trajectory.prepare(settings.trajectory, context, read("teacher")),
-        "distribution": lambda: distribution.prepare(
-            settings.distribution, context, read("teacher"), read("student")
-        ),
+        "distribution": lambda: distribution.prepare(settings.distribution, context, read("teacher"), read("student")),
     }
     task = prepare[stage]()
     claim(settings, out)

@@ -70,6 +70,17 @@ def note_sources(folder: Path, sources: dict[str, Path]) -> None:
         write_json(path, {**noted, **found})
 
 
+def brought(out: Path) -> dict[str, Path]:
+    """The folders of weights that a run was given, by "teacher" and "student"; empty where it trained its own."""
+    noted = read_json(out / SOURCES) if (out / SOURCES).exists() else {}
+    found = {name: noted.get(name) for name in ("teacher", "student")}
+    return {
+        name: Path(entry["folder"])
+        for name, entry in found.items()
+        if isinstance(entry, dict) and isinstance(entry.get("folder"), str)
+    }
+
+
 def stage_folders(out: Path) -> dict[str, Path]:
     """Where the weights of each stage of a run are: trained here, or brought from elsewhere; finished ones alone.
 
@@ -83,12 +94,12 @@ def stage_folders(out: Path) -> dict[str, Path]:
 
 
 def _stage_folders(out: Path) -> Iterator[tuple[str, Path]]:
-    noted = read_json(out / SOURCES) if (out / SOURCES).exists() else {}
+    given = brought(out)
     for stage, source in zip(STAGES, ("teacher", "student", ""), strict=True):
         if (out / stage / CONFIG).exists():
             yield stage, out / stage
-        elif isinstance(noted.get(source), dict) and isinstance(noted[source].get("folder"), str):
-            yield stage, Path(noted[source]["folder"])
+        elif source in given:
+            yield stage, given[source]
 
 
 def last_stage(folder: Path) -> Path:

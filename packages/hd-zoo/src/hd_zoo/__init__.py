@@ -1,7 +1,7 @@
 """Networks, guidance, samplers and checkpoints for Hierarchical Distillation (arXiv 2511.08930)."""
 
 from hd_zoo.convert import DataPrediction, DiffusedNoise, EDMDenoiser, NoisePrediction, ReversedTime
-from hd_zoo.field import Field
+from hd_zoo.field import Described, Field
 from hd_zoo.guidance import Guidance
 from hd_zoo.networks.attention import attention_backend, set_attention_backend, why_not_xformers
 from hd_zoo.networks.cost import Cost, model_cost
@@ -12,12 +12,14 @@ from hd_zoo.sampling import sample_jumps, sample_ode, sample_sde, seeded_noise, 
 from hd_zoo.student import to_student
 from hd_zoo.weights.folders import from_pretrained, read_config, save_pretrained
 from hd_zoo.weights.published import load_published
+from hd_zoo.wrapper import layer_name, network_inside
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cost",
     "DataPrediction",
+    "Described",
     "DiffusedNoise",
     "DiffusionTransformer",
     "EDMDenoiser",
@@ -29,9 +31,11 @@ __all__ = [
     "attention_backend",
     "create_model",
     "from_pretrained",
+    "layer_name",
     "list_models",
     "load_published",
     "model_cost",
+    "network_inside",
     "read_config",
     "sample_jumps",
     "sample_ode",

@@ -1,9 +1,9 @@
 """Converters at the door: other predictions, noise schedules and time directions, made into our velocity field.
 
 Ours is the linear path x_t = (1 - t) x + t eps with t = 0 data and t = 1 noise, v = eps - x. A converter shows the
-network what it was trained on and turns its answer into v. It passes r on to a network that has an interval (a student
-of :func:`hd_zoo.to_student`, which starts as the teacher behind the same converter) and to no other; ReversedTime
-passes on whatever it is given.
+network what it was trained on and turns its answer into v. Time r goes through the same clock as t to a network that
+says ``takes_r = True`` (a student of :func:`hd_zoo.to_student`, which starts as the teacher behind the same converter);
+one that says ``takes_r = False`` ignores r and is not shown it; one that says neither cannot be called with r.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hd_zoo.field import Field, expand_times
+from hd_zoo.wrapper import Wrapper, call_network
 
 
-class Converter(nn.Module):
-    """A network and how to read it; ``arguments`` are what :func:`hd_zoo.save_pretrained` keeps of the latter."""
+class Converter(Wrapper):
+    """A network and how to read it; ``arguments`` are what :func:`hd_zoo.save_pretrained` keeps of the latter.
 
+    It is a full teacher: it has the ``sample_shape``, ``classes``, ``null_label`` and ``takes_r`` of the network, which
+    is its ``network``: layer ``blocks.1`` of that is ``network.blocks.1`` here (:func:`hd_zoo.layer_name`).
+    """
+
+    inside = "network"
     network: Any
 
     def __init__(self, network: Field, **arguments: Any) -> None:
@@ -26,17 +32,9 @@ class Converter(nn.Module):
         self.network = network
         self.arguments = arguments
 
-    @property
-    def interval(self) -> str | None:
-        """How r enters the network, None if it does not."""
-        interval: str | None = getattr(self.network, "interval", None)
-        return interval
-
     def answer(self, x: Tensor, t: Tensor, r: Tensor | None, cond: dict[str, Any]) -> Tensor:
-        """The network's, with r only if it has an interval."""
-        if r is None or self.interval is None:
-            return self.network(x, t, **cond)
-        return self.network(x, t, r, **cond)
+        """The network's, with r if it takes one."""
+        return call_network(self.network, x, t, r, cond)
 
 
 class ReversedTime(Converter):
@@ -48,9 +46,7 @@ class ReversedTime(Converter):
     """
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, **cond: Any) -> Tensor:
-        if r is None:
-            return -self.network(x, 1 - t, **cond)
-        return -self.network(x, 1 - t, 1 - r, **cond)
+        return -self.answer(x, 1 - t, None if r is None else 1 - r, cond)
 
 
 class DataPrediction(Converter):

@@ -15,10 +15,37 @@ class Field(Protocol):
     ``field(x, t, r=None, **cond)`` takes ``x`` of shape (B, ...), ``t`` and ``r`` of shape (B,) with
     ``0 <= r <= t <= 1`` and returns a tensor of x's shape: the mean velocity over [r, t], or the
     instantaneous velocity at t where ``r`` is None (or equal to t). A teacher ignores ``r``. Every tensor in
-    ``cond`` has the batch as its first dimension.
+    ``cond`` whose first dimension is B holds one entry per sample.
     """
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor | None = None, /, **cond: Any) -> Tensor: ...
+
+
+class Described(Protocol):
+    """What a network says about itself. Trainers, converters and samplers read these four names and no others.
+
+    The networks of this package have them. :class:`hd_zoo.Guidance` and the converters repeat what the network inside
+    says; a name that it lacks is missing on them too (AttributeError).
+
+    Attributes:
+        sample_shape: of one sample, without the batch: (channels, height, width), or (features,).
+        classes: number of classes, 0 for a network that takes no labels.
+        null_label: the label that stands for "no class", None where there are no labels.
+        takes_r: True for a network that uses r, such as a student's mean velocity; False for one that ignores r.
+            A converter that is called with r around a network without this name raises ValueError.
+    """
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def null_label(self) -> int | None: ...
+
+    @property
+    def takes_r(self) -> bool: ...
 
 
 def expand_times(t: Tensor, x: Tensor) -> Tensor:

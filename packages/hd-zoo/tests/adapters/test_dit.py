@@ -100,10 +100,12 @@ def test_a_folder_is_a_velocity_field(make_dit: Any, tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in field.parameters())
 
 
-@pytest.mark.parametrize("interval", ["added", "decoupled"])
-def test_a_student_starts_as_the_teacher_and_both_survive_a_file(make_dit: Any, interval: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("r_embedding", ["added", "decoupled"])
+def test_a_student_starts_as_the_teacher_and_both_survive_a_file(
+    make_dit: Any, r_embedding: str, tmp_path: Path
+) -> None:
     teacher = DiffusedNoise(from_diffusers_dit(make_dit()))
-    student = to_student(teacher, interval)
+    student = to_student(teacher, r_embedding)
     x, t, labels = batch(torch.float32)
     torch.testing.assert_close(student(x, t, t, labels=labels), teacher(x, t, labels=labels), atol=1e-4, rtol=1e-4)
     again = from_pretrained(save_pretrained(student, tmp_path))

@@ -74,14 +74,14 @@ def test_folding_keeps_the_one_step_jump(trained: Any, guided: bool, settings: d
         cond["guidance"] = torch.full((3,), 4.5)
     folded = fold_interval(student)
     plain = SanaField(folded)
-    assert plain.interval is None
+    assert plain.takes_r is False
     assert not folded.training
     torch.testing.assert_close(jump(plain, x, **cond), jump(student, x, **cond), atol=1e-5, rtol=1e-5)
     ones = torch.ones(3)
     with torch.no_grad():
         assert (student(x, ones, ones, **cond) - student(x, ones, 0 * ones, **cond)).abs().max() > 1e-3
     assert student.training
-    assert student.interval == "added"
+    assert student.takes_r
     assert student.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
     assert all(parameter.requires_grad for parameter in student.parameters())

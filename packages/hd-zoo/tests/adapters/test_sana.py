@@ -117,7 +117,7 @@ def test_a_student_starts_as_the_teacher_and_shares_nothing(
     assert {parameter.dtype for parameter in student.parameters()} == {dtype}
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert not {p.data_ptr() for p in teacher.parameters()} & {p.data_ptr() for p in student.parameters()}
-    assert (teacher.interval, student.interval) == (None, "added")
+    assert (teacher.takes_r, student.takes_r) == (False, True)
 
 
 def test_a_student_of_a_student_is_a_copy(trained: Any) -> None:
@@ -179,7 +179,7 @@ def test_inside_guidance(trained: Any) -> None:
     x, t = given["x"], given["t"]
     cond = {"prompt": given["prompt"], "prompt_mask": given["prompt_mask"]}
     null = {"prompt": torch.randn(6, 12), "prompt_mask": torch.tensor([1.0, 1, 0, 0, 0, 0])}
-    guided = Guidance(field, 2.5, interval=(0.2, 0.7), null=null)
+    guided = Guidance(field, 2.5, guidance_interval=(0.2, 0.7), null=null)
     with torch.no_grad():
         with_prompt = field(x, t, t / 2, **cond)
         without = field(x, t, t / 2, **{name: value.expand_as(cond[name]) for name, value in null.items()})
@@ -208,7 +208,7 @@ def test_a_folder_is_a_teacher(make_sana: Any, tmp_path: Path) -> None:
     field = load_sana(tmp_path)
     assert torch.equal(field(**given), SanaField(model)(**given))
     assert not any(parameter.requires_grad for parameter in field.parameters())
-    assert field.interval is None
+    assert field.takes_r is False
     half = load_sana(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     shown = {name: value.bfloat16() if name in ("x", "prompt") else value for name, value in given.items()}

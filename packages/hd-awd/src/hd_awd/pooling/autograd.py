@@ -46,9 +46,9 @@ def _(
     want_weights: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, count, width = tokens.shape
+    batch, num_tokens, width = tokens.shape
     pooled = tokens.new_empty((batch, len(queries), width), dtype=torch.promote_types(tokens.dtype, torch.float32))
-    weights = pooled.new_empty((batch, len(queries), count) if want_weights else (0,))
+    weights = pooled.new_empty((batch, len(queries), num_tokens) if want_weights else (0,))
     return pooled, pooled.new_empty((batch, len(queries))), weights
 
 

@@ -30,19 +30,19 @@ def pool_forward(
         pooled (B, M, C), lse (B, M) = log sum_n exp(s), +inf for a sample without a token, and weights (B, M, N),
         without elements if not wanted; all in float32 or better.
     """
-    batch, count, width = tokens.shape
+    batch, num_tokens, width = tokens.shape
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     queries = without_mean(queries.to(dtype))
     pooled = tokens.new_empty((batch, len(queries), width), dtype=dtype)
     lse = pooled.new_empty(pooled.shape[:2])
-    weights = pooled.new_empty((batch, len(queries), count) if want_weights else (0,))
+    weights = pooled.new_empty((batch, len(queries), num_tokens) if want_weights else (0,))
     samples, rows, memory = _block(tokens, dtype)
     with torch.autocast(tokens.device.type, enabled=False):
         for block in _slices(batch, samples):
             # The softmax over tokens goes on from part to part (Milakov and Gimelshein 2018).
             z, total = pooled[block].zero_(), lse[block].zero_()
             top = torch.full_like(total, float("-inf"))
-            for part in _slices(count, rows):
+            for part in _slices(num_tokens, rows):
                 centred, inverse = _centre(tokens[block, part], memory, eps)
                 scores = (centred @ queries.T * inverse).transpose(1, 2).contiguous()
                 scores = logits(scores, *_of(block, part, bias, mask))
@@ -75,31 +75,32 @@ def pool_backward(
     want_tokens: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The equations of :func:`hd_awd.pooling.kernels.one_pass.backward`; ``delta`` (B, M) = sum_n a (dz . x + da).
+    """The equations of ``attention_pool_bwd_kernel`` in ``kernels/one_pass.py``; ``delta`` (B, M) is
+    sum_n a (dz . x + da).
 
     Returns:
         the gradients of tokens (in their dtype), of queries and of the (B, M, N) scores, the latter two in float32
         or better; the first and the last without elements if not wanted.
     """
-    width, amount = tokens.shape[-1], len(queries)
+    width, num_queries = tokens.shape[-1], len(queries)
     queries = without_mean(queries.to(grad_pooled.dtype))
     dz = without_mean(grad_pooled)
     grad_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
     grad_queries = dz.new_zeros(queries.shape)
-    grad_scores = dz.new_empty((len(tokens), amount, tokens.shape[1]) if want_bias else (0,))
+    grad_scores = dz.new_empty((len(tokens), num_queries, tokens.shape[1]) if want_bias else (0,))
     samples, rows, memory = _block(tokens, dz.dtype)
     with torch.autocast(tokens.device.type, enabled=False):
         for block, part in itertools.product(_slices(len(tokens), samples), _slices(tokens.shape[1], rows)):
             centred, inverse = _centre(tokens[block, part], memory, eps)
             scale = inverse.transpose(1, 2)
             vectors = torch.cat([dz[block], queries.expand(len(centred), -1, -1)], dim=1)
-            g, score = (torch.bmm(vectors, centred.transpose(1, 2)) * scale).split(amount, dim=1)
+            g, score = (torch.bmm(vectors, centred.transpose(1, 2)) * scale).split(num_queries, dim=1)
             a = (logits(score, *_of(block, part, bias, mask)) - lse[block, :, None]).exp_()
             ds = a * ((g if grad_weights is None else g + grad_weights[block, :, part]) - delta[block, :, None])
             if want_bias:
                 grad_scores[block, :, part] = ds
             pulls = torch.cat([a, ds], dim=1) * scale
-            grad_queries += torch.bmm(pulls[:, amount:], centred).sum(dim=0)
+            grad_queries += torch.bmm(pulls[:, num_queries:], centred).sum(dim=0)
             if not want_tokens:
                 continue
             along = (a * g + ds * score).sum(dim=1)[..., None] * inverse.square() / -width
@@ -134,13 +135,13 @@ def _block(tokens: Tensor, dtype: torch.dtype) -> tuple[int, int, Tensor]:
 
     A cache full on a CPU, all elsewhere. A batched product gives each thread its own samples: as many for every one.
     """
-    batch, count, width = tokens.shape
-    samples, rows = batch, count
+    batch, num_tokens, width = tokens.shape
+    samples, rows = batch, num_tokens
     if tokens.device.type == "cpu":
         threads = torch.get_num_threads()
-        samples = min(batch, threads * max(1, round(THREAD_ELEMENTS / (count * width))))
-        parts = round(samples * count * width / (threads * THREAD_ELEMENTS))
-        rows = -(-count // max(1, parts))
+        samples = min(batch, threads * max(1, round(THREAD_ELEMENTS / (num_tokens * width))))
+        parts = round(samples * num_tokens * width / (threads * THREAD_ELEMENTS))
+        rows = -(-num_tokens // max(1, parts))
     return samples, rows, tokens.new_empty(samples * rows * width, dtype=dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -123,20 +123,11 @@ def _progress(facts: dict[str, Any], path: Path) -> Progress:
         UserError: for a missing or mistyped entry.
     """
     step, seconds, sums = facts.get("step"), facts.get("seconds"), facts.get("sums")
-    fits = (
-        _is_whole(step)
-        and step == int(path.name)
-        and _is_finite(seconds)
-        and seconds >= 0
-        and isinstance(sums, dict)
-        and all(
-            isinstance(pair, list) and len(pair) == 2 and _is_finite(pair[0]) and _is_whole(pair[1])
-            for pair in sums.values()
-        )
-    )
-    if not fits:
-        raise UserError(f"{FACTS} does not hold step, seconds and sums as they were written")
-    return Progress(step=int(step), seconds=float(seconds), sums={name: (pair[0], pair[1]) for name, pair in sums.items()})
+    if _is_whole(step) and step == int(path.name) and _is_finite(seconds) and seconds >= 0 and isinstance(sums, dict):
+        pairs = [tuple(pair) if isinstance(pair, list) else () for pair in sums.values()]
+        if all(len(pair) == 2 and _is_finite(pair[0]) and _is_whole(pair[1]) for pair in pairs):
+            return Progress(step=step, seconds=float(seconds), sums=dict(zip(sums, pairs, strict=True)))
+    raise UserError(f"{FACTS} does not hold step, seconds and sums as they were written")
 
 
 def _check(
@@ -169,9 +160,9 @@ def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and len(name) <= len(str(MAX_STEPS))
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_STEPS
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf

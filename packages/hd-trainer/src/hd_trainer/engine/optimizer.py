@@ -99,7 +99,10 @@ class Optimizer:
     def expected(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of every entry of :meth:`tensors` after an update."""
         return {
-            f"{index}.{key}": (torch.Size() if key == COUNT else one.shape, torch.float32 if key == COUNT else one.dtype)
+            f"{index}.{key}": (
+                torch.Size() if key == COUNT else one.shape,
+                torch.float32 if key == COUNT else one.dtype,
+            )
             for index, one in enumerate(self.parameters)
             for key in (COUNT, *MOMENTS)
         }

@@ -25,10 +25,24 @@ class DiTNoise(nn.Module):
         super().__init__()
         self.model = model
 
+    #: r is ignored.
+    takes_r = False
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one sample."""
+        config = self.model.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.model.config.num_embeds_ada_norm)
+
     @property
     def null_label(self) -> int:
         """The label that stands for "no class"."""
-        return int(self.model.config.num_embeds_ada_norm)
+        return self.classes
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, *, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), t (B,) in [0, 1), labels (B,) int64 or None: the null class. r is ignored.
@@ -88,7 +102,7 @@ def from_diffusers_dit(model: nn.Module) -> DiffusionTransformer:
         "patch": config.patch_size,
         "width": config.num_attention_heads * config.attention_head_dim,
         "depth": config.num_layers,
-        "heads": config.num_attention_heads,
+        "num_heads": config.num_attention_heads,
         "classes": config.num_embeds_ada_norm,
         "learned_variance": out == 2 * config.in_channels,
         "time_scale": 1000.0,

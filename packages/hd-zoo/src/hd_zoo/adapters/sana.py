@@ -42,10 +42,19 @@ class SanaField(nn.Module):
             )
         self.model = model
 
+    #: It takes prompts, no labels.
+    classes, null_label = 0, None
+
     @property
-    def interval(self) -> str | None:
-        """ "added" for a student, None for a teacher."""
-        return "added" if isinstance(self.model.time_embed, _TwoTimeEmbedding) else None
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one sample at the size of training; others run too."""
+        config = self.model.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def takes_r(self) -> bool:
+        """True for a student, False for a teacher."""
+        return isinstance(self.model.time_embed, _TwoTimeEmbedding)
 
     def forward(
         self,
@@ -61,7 +70,7 @@ class SanaField(nn.Module):
         config = self.model.config
         scale = 1000 * config.timestep_scale
         times = scale * t
-        if self.interval is not None:
+        if self.takes_r:
             times = torch.stack([times, torch.zeros_like(times) if r is None else scale * (t - r)], dim=1)
         takes_guidance = bool(config.guidance_embeds)
         shape = None if guidance is None else tuple(getattr(guidance, "shape", (type(guidance).__name__,)))
@@ -123,7 +132,7 @@ def to_sana_student(teacher: SanaField) -> SanaField:
     The embedding of t - r, whose last layer is zero, is added to that of t.
     """
     student = copy.deepcopy(teacher)
-    if student.interval is None:
+    if not student.takes_r:
         model = student.model
         weight = next(model.parameters())
         embedding = _TwoTimeEmbedding(model.time_embed, model.proj_out.in_features)
@@ -153,7 +162,7 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 
-    if student.interval is None:
+    if not student.takes_r:
         raise ValueError("a student of to_sana_student is needed; this field has one time")
     if student.model.config.guidance_embeds:
         raise ValueError("the model has guidance_embeds, and diffusers' SanaPipeline passes it no guidance")

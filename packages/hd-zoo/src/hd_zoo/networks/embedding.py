@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hd_zoo.field import check_times, labels_or_null
 
-INTERVALS = ("added", "decoupled")
+R_EMBEDDINGS = ("added", "decoupled")
 
 
 def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0, *, inclusive: bool = False) -> Tensor:
@@ -86,7 +86,7 @@ class ConditionedField(nn.Module):
 
     sample_shape: tuple[int, ...]
     classes: int
-    interval: str | None
+    r_embedding: str | None
     time_embed: TimeEmbedding
     interval_embed: TimeEmbedding | None
     label_embed: nn.Embedding | None
@@ -95,16 +95,21 @@ class ConditionedField(nn.Module):
         self,
         width: int,
         classes: int,
-        interval: str | None,
+        r_embedding: str | None,
         time_scale: float,
         frequencies: int,
         inclusive: bool = False,
     ) -> None:
-        self.classes, self.interval = classes, interval
+        self.classes, self.r_embedding = classes, r_embedding
         self.time_embed = TimeEmbedding(width, frequencies, time_scale, inclusive=inclusive)
-        added = interval == "added"
+        added = r_embedding == "added"
         self.interval_embed = TimeEmbedding(width, frequencies, time_scale, zero_init=True) if added else None
         self.label_embed = nn.Embedding(classes + 1, width) if classes else None
+
+    @property
+    def takes_r(self) -> bool:
+        """Whether r enters: True for a student, False for a teacher, which ignores it."""
+        return self.r_embedding is not None
 
     @property
     def null_label(self) -> int | None:
@@ -123,7 +128,7 @@ class ConditionedField(nn.Module):
         seen = [self.time_embed(t)]
         if self.interval_embed is not None:
             seen[0] = seen[0] + self.interval_embed(torch.zeros_like(t) if r is None else t - r)
-        if self.interval == "decoupled" and r is not None:
+        if self.r_embedding == "decoupled" and r is not None:
             seen.append(self.time_embed(r))
         if self.label_embed is not None:
             label = self.label_embed(labels_or_null(labels, x, self.classes))
@@ -133,12 +138,12 @@ class ConditionedField(nn.Module):
         return seen[0], seen[-1]
 
 
-def check_condition(classes: int, interval: str | None, frequencies: int, time_scale: float) -> None:
+def check_condition(classes: int, r_embedding: str | None, frequencies: int, time_scale: float) -> None:
     """Raise ValueError for settings that no :class:`ConditionedField` can have."""
     if classes < 0:
         raise ValueError(f"classes must be >= 0; got {classes}")
-    if interval not in (None, *INTERVALS):
-        raise ValueError(f"interval must be None, {' or '.join(map(repr, INTERVALS))}; got {interval!r}")
+    if r_embedding not in (None, *R_EMBEDDINGS):
+        raise ValueError(f"r_embedding must be None, {' or '.join(map(repr, R_EMBEDDINGS))}; got {r_embedding!r}")
     if frequencies < 2 or frequencies % 2:
         raise ValueError(f"frequencies must be even and >= 2; got {frequencies}")
     if not 0 < time_scale < math.inf:

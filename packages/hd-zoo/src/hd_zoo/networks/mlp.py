@@ -15,7 +15,7 @@ class MLPField(ConditionedField):
         features: dimension of the data.
         width, depth: hidden width and number of residual layers.
         classes: number of classes; label ``classes`` is the null class. 0 makes the network unconditional.
-        interval: None (a teacher: r is ignored), "added" (zero-initialised embedding of t - r: a student) or
+        r_embedding: None (a teacher: r is ignored), "added" (zero-initialised embedding of t - r: a student) or
             "decoupled" (the first half of the layers sees t, the others r: a student without new weights).
         time_scale: factor on t and (t - r) before the sinusoids; it multiplies du/dt.
         frequencies: number of sinusoids in the time embeddings.
@@ -31,17 +31,17 @@ class MLPField(ConditionedField):
         width: int = 128,
         depth: int = 3,
         classes: int = 0,
-        interval: str | None = None,
+        r_embedding: str | None = None,
         time_scale: float = 1.0,
         frequencies: int = 64,
     ) -> None:
         super().__init__()
         if min(features, width, depth) < 1:
             raise ValueError(f"features, width and depth must be >= 1; got {features}, {width} and {depth}")
-        check_condition(classes, interval, frequencies, time_scale)
+        check_condition(classes, r_embedding, frequencies, time_scale)
         self.sample_shape = (features,)
         self.input = nn.Linear(features, width)
-        self._make_embeddings(width, classes, interval, time_scale, frequencies)
+        self._make_embeddings(width, classes, r_embedding, time_scale, frequencies)
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.modulations = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.head = nn.Linear(width, features)

@@ -1,6 +1,6 @@
 """What the adversary adds in stage 2: no adversary, GAP and AWD from the same teacher and the same stage 1.
 
-    hatch run bench digits-adversary
+    hatch run experiment digits-adversary
 
 Needs the runs of digits-seeds (AWD's rows are theirs). Trains stage 2 once more per seed and variant, with all other
 settings alike, into runs/adversary/<variant>-<seed>, and writes results/digits_adversary.csv.
@@ -16,12 +16,14 @@ from pathlib import Path
 
 from benchmarks.runner import print_table, write_csv
 
+RESULTS = Path(__file__).parent / "results"
+
 VARIANTS = {"none": ["--distribution.adversary.weight", "0"], "gap": ["--distribution.adversary.pooling", "mean"]}
 MEASURES = ("fd", "kid", "precision", "recall", "accuracy")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks digits-adversary", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments digits-adversary", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"), help="where digits-seeds put its runs")
     parser.add_argument("--out", type=Path, default=Path("runs/adversary"))
@@ -30,7 +32,7 @@ def main(arguments: list[str]) -> None:
     for seed in options.seeds:
         source = options.runs / str(seed)
         if not (source / "evaluation.json").exists():
-            parser.error(f"no finished run in {source}; run first: python -m benchmarks digits-seeds")
+            parser.error(f"no finished run in {source}; run first: python -m experiments digits-seeds")
         rows.append({"adversary": "awd", "seed": seed, **scores(source)})
         for variant, flags in VARIANTS.items():
             folder = options.out / f"{variant}-{seed}"
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> None:
             rows.append({"adversary": variant, "seed": seed, **scores(folder)})
     rows.sort(key=lambda row: (str(row["adversary"]), row["seed"]))
     print_table(rows)
-    print(f"\nWrote {write_csv('digits_adversary', rows)}")
+    print(f"\nWrote {write_csv('digits_adversary', rows, RESULTS)}")
 
 
 def scores(folder: Path) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The main job on three seeds: every number of the README's table, with its range.
 
-    hatch run bench digits-seeds
+    hatch run experiment digits-seeds
 
 Runs ``hdistill run digits --seed S`` one after the other into runs/seeds/S (finished ones are kept), then writes
 results/digits_seeds.json and says for each of the project's targets whether it was reached.
@@ -16,13 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runner import RESULTS, machine
+from benchmarks.runner import machine
+
+RESULTS = Path(__file__).parent / "results"
 
 MEASURES = ("fd", "kid", "precision", "recall", "accuracy", "nearest", "images_per_second")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks digits-seeds", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments digits-seeds", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     options = parser.parse_args(arguments)
