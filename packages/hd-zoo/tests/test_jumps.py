@@ -64,7 +64,7 @@ def test_an_exact_student_keeps_the_datas_distribution(kind: str) -> None:
     noise = seeded_noise((1,), SEEDS).double()
     found = sample_jumps(GAUSSIAN.student, noise, STOCHASTIC[kind], seeds=SEEDS)
     assert kstest((found[:, 0].numpy() - GAUSSIAN.mean) / GAUSSIAN.std, "norm").pvalue > 1e-3
-    assert not torch.isclose(found, exact(noise), atol=1e-4).all(dim=1).any()
+    assert (found - exact(noise)).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("kind", STOCHASTIC)
@@ -114,7 +114,10 @@ def test_without_a_rise_seeds_change_nothing() -> None:
         (lambda f, n: sample_jumps(f, n, (1.0, 0.1)), "times must run from 1 to 0"),
         (lambda f, n: sample_jumps(f, n, (1.0, 1.5, 0.0)), r"times must lie in \[0, 1\]"),
         (lambda f, n: sample_jumps(f, n, (1.0, 0.5, 0.5, 0.0)), "times must not stand still"),
-        (lambda f, n: sample_jumps(f, n, (1.0, 0.2, 0.5, 0.0)), "times rise from 0.2 to 0.5, .*: seeds, one per sample"),
+        (
+            lambda f, n: sample_jumps(f, n, (1.0, 0.2, 0.5, 0.0)),
+            "times rise from 0.2 to 0.5, .*: seeds, one per sample",
+        ),
         (lambda f, n: sample_jumps(f, n, (1, 0, 0.5, 0), seeds=[1]), "seeds must be one per sample, 2; got 1"),
     ],
 )

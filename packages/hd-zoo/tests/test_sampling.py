@@ -1,4 +1,4 @@
-"""Samplers on the Gaussian's closed forms: measured orders, exact jumps, the calls they make, errors."""
+"""The ODE's samplers on the Gaussian's closed forms: measured orders, grids, the calls they make, errors; noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.stats import kstest, linregress
 from torch import Tensor
 from zoo_helpers import GAUSSIAN, Recorder, randomised
 
-from hd_zoo import create_model, sample_jumps, sample_ode, seeded_noise, uniform_times
+from hd_zoo import create_model, sample_jumps, sample_ode, seeded_noise, shift_times, uniform_times
 
 
 def exact(noise: Tensor) -> Tensor:
@@ -33,28 +33,54 @@ def test_convergence_order(method: str, order: int) -> None:
     assert errors[-1] < (2e-3 if order == 1 else 2e-5)
 
 
+def test_heun_that_ends_with_euler() -> None:
+    """REPA's: N steps, 2 N - 1 calls, none of them at t = 0."""
+    noise, field = torch.randn(5, 3, dtype=torch.float64), Recorder(GAUSSIAN.teacher)
+    found = sample_ode(field, noise, 4, "heun", last_euler=True)
+    assert [call["t"][0].item() for call in field.calls] == [1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
+    start = sample_ode(GAUSSIAN.teacher, noise, method="heun", times=(1, 0.75, 0.5, 0.25))
+    quarter = torch.full((5,), 0.25, dtype=torch.float64)
+    torch.testing.assert_close(found, start - 0.25 * GAUSSIAN.teacher(start, quarter), atol=1e-14, rtol=1e-14)
+    assert not torch.allclose(found, sample_ode(GAUSSIAN.teacher, noise, 4, "heun"))
+    assert torch.equal(
+        sample_ode(GAUSSIAN.teacher, noise, 1, "heun", last_euler=True), sample_ode(GAUSSIAN.teacher, noise, 1)
+    )
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_a_grid_of_ones_own(method: str) -> None:
+    noise, field = torch.randn(5, 3, dtype=torch.float64), Recorder(GAUSSIAN.teacher)
+    times = shift_times(uniform_times(6), 1 / 0.3)
+    found = sample_ode(field, noise, method=method, times=times)
+    starts = [call["t"][0].item() for call in field.calls[:: 1 if method == "euler" else 2]]
+    assert starts == pytest.approx(times[:-1])
+    x = noise
+    for now, after in itertools.pairwise(times):  # one grid is as good as its parts
+        x = sample_ode(GAUSSIAN.teacher, x, method=method, times=(now, after))
+    torch.testing.assert_close(found, x, atol=1e-15, rtol=1e-15)
+    assert torch.equal(
+        sample_ode(GAUSSIAN.teacher, noise, 6, method),
+        sample_ode(GAUSSIAN.teacher, noise, method=method, times=uniform_times(6)),
+    )
+
+
+@pytest.mark.parametrize("shift", [0.3, 1 / 0.3])
+def test_order_on_a_shifted_grid(shift: float) -> None:
+    noise = torch.randn(64, 3, dtype=torch.float64)
+    errors = [
+        (sample_ode(GAUSSIAN.teacher, noise, method="heun", times=shift_times(uniform_times(n), shift)) - exact(noise))
+        .square()
+        .mean()
+        .sqrt()
+        for n in (256, 512)
+    ]
+    assert (errors[0] / errors[1]).log2() == pytest.approx(2, abs=0.15)
+
+
 def test_a_constant_velocity_is_integrated_exactly_by_one_step() -> None:
     noise = torch.randn(4, 2, dtype=torch.float64)
     for method in ("euler", "heun"):
         assert torch.equal(sample_ode(lambda x, t: torch.ones_like(x), noise, 1, method), noise - 1)
-
-
-@pytest.mark.parametrize("times", [(1.0, 0.0), (1.0, 0.5, 0.0), (1, 0.93, 0.4, 0.05, 0), uniform_times(7)])
-def test_exact_jumps_land_exactly(times: tuple[float, ...]) -> None:
-    noise = torch.randn(16, 3, dtype=torch.float64)
-    found = sample_jumps(GAUSSIAN.student, noise, times)
-    torch.testing.assert_close(found, exact(noise), atol=1e-13, rtol=1e-12)
-
-
-def test_one_jump_with_the_teacher_alone_does_not_land() -> None:
-    noise = torch.randn(16, 3, dtype=torch.float64)
-    assert (sample_jumps(GAUSSIAN.teacher, noise) - exact(noise)).abs().max() > 0.1
-
-
-def test_jumps_through_a_teacher_are_euler_steps() -> None:
-    noise = torch.randn(16, 3, dtype=torch.float64)
-    jumps = sample_jumps(GAUSSIAN.teacher, noise, uniform_times(5))
-    torch.testing.assert_close(jumps, sample_ode(GAUSSIAN.teacher, noise, 5), atol=1e-13, rtol=1e-13)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 49, 250])
@@ -76,17 +102,6 @@ def test_calls_times_and_conditions(steps: int, dtype: torch.dtype) -> None:
             assert not call["grad"]
         assert (out.shape, out.dtype) == (noise.shape, dtype)
     assert field.calls[-1]["t"].tolist() == [0.0, 0.0]  # exactly
-
-
-def test_jumps_pass_both_times_and_the_conditions() -> None:
-    noise, labels, field = torch.randn(2, 3), torch.tensor([4, 5]), Recorder(GAUSSIAN.student)
-    sample_jumps(field, noise, (1.0, 0.6, 0.25, 0.0), labels=labels)
-    seen = [(call["t"].tolist(), call["r"].tolist()) for call in field.calls]
-    for (t, r), (expected_t, expected_r) in zip(seen, [(1, 0.6), (0.6, 0.25), (0.25, 0)], strict=True):
-        assert t == pytest.approx([expected_t] * 2)
-        assert r == pytest.approx([expected_r] * 2)
-    assert seen[-1][1] == [0.0, 0.0]
-    assert all(call["cond"]["labels"] is labels and not call["grad"] for call in field.calls)
 
 
 def test_half_precision_samples_keep_their_small_steps() -> None:
@@ -113,29 +128,22 @@ def test_no_graph_and_the_noise_is_left_alone(sample: Callable[..., Tensor]) -> 
     ("call", "message"),
     [
         (lambda f, n: sample_ode(f, n, 0), "steps must be >= 1; got 0"),
+        (lambda f, n: sample_ode(f, n), "one of steps and times is needed; got None and None"),
+        (lambda f, n: sample_ode(f, n, 2, times=(1, 0)), r"one of steps and times is needed; got 2 and \(1, 0\)"),
+        (lambda f, n: sample_ode(f, n, times=(1,)), r"times must be two or more in \[0, 1\]; got \(1,\)"),
+        (lambda f, n: sample_ode(f, n, times=(1.2, 0)), "times must be two or more in"),
+        (lambda f, n: sample_ode(f, n, times=(1, 0.5, 0.6)), "times must decrease strictly"),
+        (lambda f, n: sample_ode(f, n, 2, last_euler=True), "last_euler is for heun; got method 'euler'"),
         (lambda f, n: sample_ode(f, n, 4, "rk4"), "method must be one of euler, heun, dopri5; got 'rk4'"),
-        (lambda f, n: sample_jumps(f, n, (1.0,)), "times must run from 1 to 0"),
-        (lambda f, n: sample_jumps(f, n, (0.9, 0.0)), r"times must run from 1 to 0; got \(0.9, 0.0\)"),
-        (lambda f, n: sample_jumps(f, n, (1.0, 0.1)), "times must run from 1 to 0"),
-        (lambda f, n: sample_jumps(f, n, (1.0, 0.5, 0.5, 0.0)), "times must not stand still"),
         (
             lambda f, n: sample_jumps(f, n, (1.0, 0.2, 0.5, 0.0)),
             "times rise from 0.2 to 0.5, where noise is added: seeds",
         ),
-        (lambda f, n: uniform_times(0), "steps must be >= 1"),
     ],
 )
 def test_errors(call: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(lambda x, t, r=None: x, torch.randn(2, 3))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 49])
-def test_uniform_times(steps: int) -> None:
-    times = uniform_times(steps)
-    assert len(times) == steps + 1
-    assert (times[0], times[-1]) == (1.0, 0.0)
-    assert all(a - b == pytest.approx(1 / steps) for a, b in itertools.pairwise(times))
 
 
 def test_seeded_noise_is_a_function_of_each_seed_alone() -> None:
