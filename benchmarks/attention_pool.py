@@ -93,31 +93,34 @@ def main(arguments: list[str]) -> None:
 
 
 def verified(
-    name: str, shape: tuple[int, int, int], queries: int, dtype: torch.dtype, device: torch.device
+    name: str, shape: tuple[int, int, int], num_queries: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Way]:
     """The ways to time, after two samples of the shape have gone through all of them; prints the errors."""
     reason = why_not_triton(
-        torch.empty(shape, device=device, dtype=dtype), torch.empty(queries, shape[2], device=device, dtype=dtype)
+        torch.empty(shape, device=device, dtype=dtype), torch.empty(num_queries, shape[2], device=device, dtype=dtype)
     )
     fused = reason is None and device.type == "cuda"
-    make = functools.partial(make_ways, shape[2], queries, device=device)
+    make = functools.partial(make_ways, shape[2], num_queries, device=device)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(min(shape[0], 2), *shape[1:], generator=generator, dtype=torch.float64).to(device)
     exact = make(dtype=torch.float64)
     rows = check(exact, exact, tokens)
     ways = make(dtype=dtype, triton=fused)
     rows += check(ways, make(dtype=torch.float64, rounded=dtype), tokens.to(dtype).double())
-    print(f"{name} {shape}, M = {queries}: relative errors of output and gradients")
+    print(f"{name} {shape}, M = {num_queries}: relative errors of output and gradients")
     runner.print_table(rows)
     print("" if fused else f"triton is left out: {reason or 'it would run in the interpreter'}\n")
     return ways
 
 
-def measure(ways: dict[str, Way], tokens: Tensor, queries: int, rounds: int) -> list[dict[str, object]]:
+def measure(ways: dict[str, Way], tokens: Tensor, num_queries: int, rounds: int) -> list[dict[str, object]]:
     """Rows of one shape: time of both passes, memory of the second."""
     tokens.requires_grad_()
-    buffer, vectors = torch.empty_like(tokens), tokens.new_empty(queries, tokens.shape[2]).normal_(std=0.03).detach()
-    starts = {way.head_width: tokens.new_zeros(len(tokens), queries, way.head_width) for way in ways.values()}
+    buffer, vectors = (
+        torch.empty_like(tokens),
+        tokens.new_empty(num_queries, tokens.shape[2]).normal_(std=0.03).detach(),
+    )
+    starts = {way.head_width: tokens.new_zeros(len(tokens), num_queries, way.head_width) for way in ways.values()}
     for start in starts.values():
         start.normal_()
     rows: list[dict[str, object]] = []

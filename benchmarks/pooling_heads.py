@@ -101,7 +101,7 @@ class MultiheadPool(nn.Module):
 
 def make_ways(
     width: int,
-    queries: int,
+    num_queries: int,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -113,7 +113,7 @@ def make_ways(
     The order is for timing: each light one follows a heavy one, so that all begin with the same cold cache.
     """
     wide, narrow = (
-        make_head(width, queries, head_width).to(device, rounded or dtype).to(dtype)
+        make_head(width, num_queries, head_width).to(device, rounded or dtype).to(dtype)
         for head_width in (width, DEFAULT_WIDTH)
     )
     multihead = MultiheadPool(wide)
@@ -143,11 +143,11 @@ def make_ways(
     return ways
 
 
-def make_head(width: int, queries: int, head_width: int) -> PoolingHead:
+def make_head(width: int, num_queries: int, head_width: int) -> PoolingHead:
     """The package's head without its MLP, away from the values it starts with, where attention is the mean."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        head = PoolingHead(width, queries=queries, head_width=head_width, logit=False)
+        head = PoolingHead(width, num_queries=num_queries, head_width=head_width, logit=False)
         nn.init.normal_(head.queries, std=3.0)
         nn.init.normal_(head.norm.weight, mean=1.0, std=0.3)
         nn.init.normal_(head.norm.bias, std=0.3)
@@ -172,7 +172,7 @@ def sdpa(head: PoolingHead, tokens: Tensor) -> Tensor:
 
 def mean(head: PoolingHead, tokens: Tensor) -> Tensor:
     """Mean over tokens instead of attention (GAP)."""
-    return head.value(head.norm(tokens).mean(dim=1, keepdim=True)).expand(-1, head.count, -1)
+    return head.value(head.norm(tokens).mean(dim=1, keepdim=True)).expand(-1, head.num_queries, -1)
 
 
 def folded(head: PoolingHead, tokens: Tensor, *, pool: Callable[..., Tensor]) -> Tensor:
@@ -224,8 +224,8 @@ def check(ways: dict[str, Way], oracles: dict[str, Way], tokens: Tensor) -> list
 def _results(way: Way, tokens: Tensor) -> dict[str, Tensor]:
     tokens = tokens.detach().requires_grad_()
     generator = torch.Generator().manual_seed(1)
-    count = len(way.parameters["queries"])
-    start = torch.randn(len(tokens), count, way.head_width, generator=generator, dtype=torch.float64).to(tokens)
+    num_queries = len(way.parameters["queries"])
+    start = torch.randn(len(tokens), num_queries, way.head_width, generator=generator, dtype=torch.float64).to(tokens)
     output, gradient, *gradients = way.step(tokens, start)
     named = way.shared(dict(zip(way.parameters, gradients, strict=True)))
     named = {f"the gradient of {name}": one for name, one in named.items()}

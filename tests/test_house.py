@@ -100,6 +100,36 @@ def test_leaves_never_import_a_neighbour(leaf: str) -> None:
         assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
 
 
+def definitions(path: Path, name: str) -> list[str]:
+    """The source of a class or function of a module, without the layout of its lines; none or one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    nodes = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name]
+    return [" ".join(ast.unparse(node).split()) for node in nodes]
+
+
+# What several leaves write down for themselves, as none may import another: (file, name, at least in so many leaves).
+COPIES = [
+    ("field.py", "Field", 3),
+    ("field.py", "expand_times", 3),
+    ("field.py", "check_output", 2),
+    *(
+        ("checks.py", name, 2)
+        for name in ("is_finite", "check_finite", "check_positive", "check_share", "check_sampler")
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "name", "leaves"), COPIES)
+def test_the_copies_of_a_contract_are_equal(file: str, name: str, leaves: int) -> None:
+    """Signature, docstring and body; the `Field` protocol with its docstring is the contract of all networks."""
+    paths = [ROOT / "packages" / leaf / "src" / import_name(leaf) / file for leaf in LEAVES]
+    copies = {path: copy for path in paths if path.is_file() for copy in definitions(path, name)}
+    assert len(copies) >= leaves, f"{name} is expected in {leaves} leaves; found in {[*map(str, copies)]}"
+    (first, wanted), *others = copies.items()
+    for path, copy in others:
+        assert copy == wanted, f"{name} differs between {first.relative_to(ROOT)} and {path.relative_to(ROOT)}"
+
+
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_a_leaf_stays_small(leaf: str) -> None:
     folders: dict[Path, int] = {}
@@ -132,7 +162,9 @@ def test_every_package_is_complete(package: str) -> None:
         assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
     assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert list((folder / "tests").glob("test_*.py")), f"{package} has no tests"
-    assert re.search(r'^__version__ = "\d+\.\d+\.\d+"$', (module / "__init__.py").read_text(), re.MULTILINE)
+    stated = re.search(r'\[tool\.hatch\.version\]\npath = "(.+)"', (folder / "pyproject.toml").read_text())
+    assert stated is not None
+    assert re.search(r'^__version__ = "\d+\.\d+\.\d+"$', (folder / stated[1]).read_text(), re.MULTILINE)
 
 
 def test_the_packages_share_one_version() -> None:

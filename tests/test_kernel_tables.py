@@ -47,8 +47,8 @@ def test_every_shape_of_the_microbenchmark_is_compiled_without_spills(tables: Mo
     found = {(row["target"], row["dtype"], int(row["C"]), int(row["M"])) for row in rows}
     for target in tables.TARGETS:
         for _, _, width in tables.SHAPES:
-            for amount in (1, 2, 3, 4):
-                assert {(target, dtype, width, amount) for dtype in ("float32", "bfloat16")} <= found
+            for num_queries in (1, 2, 3, 4):
+                assert {(target, dtype, width, num_queries) for dtype in ("float32", "bfloat16")} <= found
             assert (target, "float16", width, 4) in found
 
 
@@ -72,6 +72,8 @@ def test_a_table_that_drifts_is_told(tables: ModuleType, tmp_path: Path) -> None
     changed = {**committed[0], "registers": "256"}
     assert sorted(line.split()[0] for line in tables.drift(path, [changed, *committed[1:]])) == ["not", "only"]
     assert [line.split()[0] for line in tables.drift(path, committed[1:])] == ["only"]
+    assert tables.drift(path, committed[1:], complete=False) == []
+    assert [line.split()[0] for line in tables.drift(path, [changed], complete=False)] == ["not"]
     assert [line.split()[0] for line in tables.drift(path, [changed, *committed])] == ["not"]
     other_version = [{**row, "triton": "0.0"} for row in committed]
     assert len(tables.drift(path, other_version)) == 1

@@ -13,7 +13,7 @@ from hd_awd.pooling.kernels.traffic import bytes_moved
 
 EDGES = [power + step for power in (2**k for k in range(5, 13)) for step in (-1, 0, 1) if 1 <= power + step <= 4096]
 WIDTHS = sorted({*EDGES, *range(1, 12), 72, 130, 320, 384, 640, 768, 1000, 1152, 1408, 1536, 2240, 3000, 3072, 3073})
-AMOUNTS = range(1, 17)
+NUM_QUERIES = range(1, 17)
 SAMPLES = [(1, 1), (1, 31), (1, 64), (1, 1023), (1, 65536), (3, 257), (16, 256), (16, 1024), (300, 4096)]
 TARGETS = [(32, 8), (32, 132), (64, 304)]  # lanes and processors
 
@@ -37,28 +37,28 @@ def test_power_of_two() -> None:
 @ITEMSIZES
 @LANES
 def test_a_tile_covers_the_row_and_fills_the_warps(direction: str, itemsize: int, lanes: int) -> None:
-    for width, amount in itertools.product(WIDTHS, AMOUNTS):
-        plan = make_plan(direction, 4, 256, width, amount, itemsize, lanes=lanes)
+    for width, num_queries in itertools.product(WIDTHS, NUM_QUERIES):
+        plan = make_plan(direction, 4, 256, width, num_queries, itemsize, lanes=lanes)
         threads = lanes * plan.warps
-        case = f"C = {width}, M = {amount}: {plan}"
-        assert is_power_of_two(plan.head) and (plan.tail == 0 or is_power_of_two(plan.tail)), case  # noqa: PT018
+        case = f"C = {width}, M = {num_queries}: {plan}"
+        assert is_power_of_two(plan.row_head) and (plan.row_tail == 0 or is_power_of_two(plan.row_tail)), case  # noqa: PT018
         assert is_power_of_two(plan.block_n), case
         assert is_power_of_two(plan.warps), case
-        assert plan.head % threads == 0, f"a thread without a channel: {case}"
-        assert plan.tail % threads == 0, f"a thread without a channel: {case}"
+        assert plan.row_head % threads == 0, f"a thread without a channel: {case}"
+        assert plan.row_tail % threads == 0, f"a thread without a channel: {case}"
         assert plan.warps <= 16, case
         assert threads <= 512, case
         assert plan.stages == STAGES[lanes], case
         if plan.passes == 1:
-            assert plan.head + plan.tail >= width, case
-            assert plan.tail < plan.head, case
+            assert plan.row_head + plan.row_tail >= width, case
+            assert plan.row_tail < plan.row_head, case
             # No channel too many that a smaller tail, or none, would have saved.
-            assert plan.tail == 0 or plan.head < width, case
-            assert plan.head + plan.tail < 2 * max(width, threads), case
+            assert plan.row_tail == 0 or plan.row_head < width, case
+            assert plan.row_head + plan.row_tail < 2 * max(width, threads), case
         else:
             assert plan.passes == 2, case
-            assert plan.tail == 0, case
-            assert plan.head == max(TWO_PASS["block_c"], threads), case
+            assert plan.row_tail == 0, case
+            assert plan.row_head == max(TWO_PASS["block_c"], threads), case
 
 
 @DIRECTIONS
@@ -66,9 +66,9 @@ def test_a_tile_covers_the_row_and_fills_the_warps(direction: str, itemsize: int
 @LANES
 def test_tiles_in_flight_fit_into_shared_memory(direction: str, itemsize: int, lanes: int) -> None:
     """Padding included."""
-    for width, amount in itertools.product(range(1, 4097, 5), (1, 3, 4, 8, 16)):
-        plan = make_plan(direction, 4, 256, width, amount, itemsize, lanes=lanes)
-        size = plan.stages * plan.block_n * (plan.head + plan.tail) * itemsize
+    for width, num_queries in itertools.product(range(1, 4097, 5), (1, 3, 4, 8, 16)):
+        plan = make_plan(direction, 4, 256, width, num_queries, itemsize, lanes=lanes)
+        size = plan.stages * plan.block_n * (plan.row_head + plan.row_tail) * itemsize
         assert size <= TILE_BYTES, (width, plan)
 
 
@@ -79,22 +79,23 @@ def test_tiles_in_flight_fit_into_shared_memory(direction: str, itemsize: int, l
 def test_up_to_1152_channels_and_4_queries_take_one_pass(
     direction: str, itemsize: int, lanes: int, extras: bool
 ) -> None:
-    for width, amount in itertools.product(range(1, 1153), (1, 2, 3, 4)):
-        plan = make_plan(direction, 16, 256, width, amount, itemsize, extras=extras, lanes=lanes)
-        assert plan.passes == 1, (width, amount)
+    for width, num_queries in itertools.product(range(1, 1153), (1, 2, 3, 4)):
+        plan = make_plan(direction, 16, 256, width, num_queries, itemsize, extras=extras, lanes=lanes)
+        assert plan.passes == 1, (width, num_queries)
 
 
 @DIRECTIONS
 @ITEMSIZES
 def test_a_bias_or_a_mask_leaves_registers_for_itself(direction: str, itemsize: int) -> None:
     """At 768 channels of 16 bits and 4 queries, where few are left; elsewhere never fewer passes."""
-    for width, amount in itertools.product(WIDTHS, AMOUNTS):
+    for width, num_queries in itertools.product(WIDTHS, NUM_QUERIES):
         plain, extra = (
-            make_plan(direction, 16, 256, width, amount, itemsize, extras=extras) for extras in (False, True)
+            make_plan(direction, 16, 256, width, num_queries, itemsize, extras=extras) for extras in (False, True)
         )
-        assert extra.passes >= plain.passes, (width, amount)
-        if (width, amount, itemsize) == (768, 4, 2):
-            held = [(amount + plan.block_n) * (plan.head + plan.tail) / plan.warps for plan in (plain, extra)]
+        assert extra.passes >= plain.passes, (width, num_queries)
+        if (width, num_queries, itemsize) == (768, 4, 2):
+            rows = [(plan.row_head + plan.row_tail) / plan.warps for plan in (plain, extra)]
+            held = [(num_queries + plan.block_n) * row for plan, row in zip((plain, extra), rows, strict=True)]
             assert held[1] < held[0]
 
 
@@ -103,11 +104,12 @@ def test_a_bias_or_a_mask_leaves_registers_for_itself(direction: str, itemsize: 
 @LANES
 def test_a_longer_row_never_takes_fewer_passes(direction: str, itemsize: int, lanes: int) -> None:
     """Of rows that are multiples of 16 channels; others count for a little more."""
-    for amount in (1, 4, 5, 8, 9, 16):
+    for num_queries in (1, 4, 5, 8, 9, 16):
         passes = [
-            make_plan(direction, 4, 256, width, amount, itemsize, lanes=lanes).passes for width in range(16, 4097, 16)
+            make_plan(direction, 4, 256, width, num_queries, itemsize, lanes=lanes).passes
+            for width in range(16, 4097, 16)
         ]
-        assert passes == sorted(passes), amount
+        assert passes == sorted(passes), num_queries
 
 
 @DIRECTIONS
@@ -120,14 +122,14 @@ def test_the_largest_state_takes_two_passes(direction: str, lanes: int) -> None:
 @DIRECTIONS
 @ITEMSIZES
 def test_splits_share_out_every_token_once(direction: str, itemsize: int) -> None:
-    for (lanes, processors), (batch, count), width, amount in itertools.product(
+    for (lanes, processors), (batch, num_tokens), width, num_queries in itertools.product(
         TARGETS, SAMPLES, (5, 72, 384, 1152, 2240, 4096), (1, 4, 16)
     ):
-        plan = make_plan(direction, batch, count, width, amount, itemsize, lanes=lanes, processors=processors)
-        case = f"B = {batch}, N = {count}, C = {width}, M = {amount}: {plan}"
+        plan = make_plan(direction, batch, num_tokens, width, num_queries, itemsize, lanes=lanes, processors=processors)
+        case = f"B = {batch}, N = {num_tokens}, C = {width}, M = {num_queries}: {plan}"
         assert plan.splits >= 1, case
-        assert plan.splits * plan.tokens_per_split >= count, f"a token without a program: {case}"
-        assert (plan.splits - 1) * plan.tokens_per_split < count, f"a program without a token: {case}"
+        assert plan.splits * plan.tokens_per_split >= num_tokens, f"a token without a program: {case}"
+        assert (plan.splits - 1) * plan.tokens_per_split < num_tokens, f"a program without a token: {case}"
         assert plan.tokens_per_split % plan.block_n == 0, f"a tile that crosses a split's end: {case}"
         if plan.splits > 1:
             assert plan.tokens_per_split >= 32, f"a program for too few tokens: {case}"
@@ -135,8 +137,8 @@ def test_splits_share_out_every_token_once(direction: str, itemsize: int) -> Non
 
 @DIRECTIONS
 def test_a_small_batch_is_split_until_the_device_is_busy(direction: str) -> None:
-    def programs(batch: int, count: int, processors: int) -> int:
-        return batch * make_plan(direction, batch, count, 768, 2, 2, processors=processors).splits
+    def programs(batch: int, num_tokens: int, processors: int) -> int:
+        return batch * make_plan(direction, batch, num_tokens, 768, 2, 2, processors=processors).splits
 
     for processors in (8, 100, 132):
         assert programs(1, 65536, processors) >= 1.5 * processors
@@ -151,25 +153,25 @@ def test_a_small_batch_is_split_until_the_device_is_busy(direction: str) -> None
 def test_a_choice_does_not_depend_on_the_batch(direction: str, itemsize: int) -> None:
     """Only the number of splits does: the kernels that are compiled are the same for every batch."""
 
-    def compiled(batch: int, count: int, width: int, amount: int) -> dict[str, Any]:
-        plan = asdict(make_plan(direction, batch, count, width, amount, itemsize))
+    def compiled(batch: int, num_tokens: int, width: int, num_queries: int) -> dict[str, Any]:
+        plan = asdict(make_plan(direction, batch, num_tokens, width, num_queries, itemsize))
         return {name: value for name, value in plan.items() if name not in ("splits", "tokens_per_split")}
 
-    for width, amount in itertools.product(WIDTHS, AMOUNTS):
-        one, *others = (compiled(*sizes, width, amount) for sizes in ((1, 1), (1, 5000), (300, 256)))
-        assert all(other == one for other in others), (width, amount)
+    for width, num_queries in itertools.product(WIDTHS, NUM_QUERIES):
+        one, *others = (compiled(*sizes, width, num_queries) for sizes in ((1, 1), (1, 5000), (300, 256)))
+        assert all(other == one for other in others), (width, num_queries)
 
 
 @DIRECTIONS
 def test_more_queries_never_take_fewer_passes(direction: str) -> None:
     for width, itemsize in itertools.product(WIDTHS, (2, 4)):
-        passes = [make_plan(direction, 4, 256, width, amount, itemsize).passes for amount in AMOUNTS]
+        passes = [make_plan(direction, 4, 256, width, num_queries, itemsize).passes for num_queries in NUM_QUERIES]
         assert passes == sorted(passes), width
 
 
 def test_the_same_inputs_give_the_same_plan() -> None:
-    for width, amount in itertools.product((5, 384, 1152, 4096), (1, 4, 16)):
-        first, second = (make_plan("backward", 3, 200, width, amount, 2) for _ in range(2))
+    for width, num_queries in itertools.product((5, 384, 1152, 4096), (1, 4, 16)):
+        first, second = (make_plan("backward", 3, 200, width, num_queries, 2) for _ in range(2))
         assert first == second
         assert hash(first) == hash(second)
     with pytest.raises(FrozenInstanceError):
@@ -179,7 +181,7 @@ def test_the_same_inputs_give_the_same_plan() -> None:
 def test_an_uneven_row_leaves_registers_for_its_addresses() -> None:
     """72 channels take the same row of registers as 80, and a smaller tile."""
     uneven, even = (make_plan("forward", 4, 256, width, 4, 2) for width in (72, 80))
-    assert (uneven.warps, uneven.head, uneven.tail) == (even.warps, even.head, even.tail)
+    assert (uneven.warps, uneven.row_head, uneven.row_tail) == (even.warps, even.row_head, even.row_tail)
     assert uneven.block_n < even.block_n
 
 
@@ -188,14 +190,13 @@ def test_an_uneven_row_leaves_registers_for_its_addresses() -> None:
 def test_bytes_of_every_row_of_one_pass(itemsize: int, lanes: int, processors: int) -> None:
     """Up to 1,152 channels and 4 queries tokens are read once; from 256 tokens and a sample for each processor on all
     that is read, written or read again is next to nothing beside them."""
-    for width, amount, batch in itertools.product(WIDTHS, (1, 2, 3, 4), (1, 16, processors + 1)):
+    for width, num_queries, batch in itertools.product(WIDTHS, (1, 2, 3, 4), (1, 16, processors + 1)):
         if width > 1152:
             continue
-        tokens = batch * 256 * width * itemsize
+        tokens, sizes = batch * 256 * width * itemsize, (batch, 256, width, num_queries, itemsize)
         forward, backward = (
-            bytes_moved(direction, plan, batch, 256, width, amount, itemsize)
+            bytes_moved(direction, make_plan(direction, *sizes, lanes=lanes, processors=processors), *sizes)
             for direction in ("forward", "backward")
-            for plan in [make_plan(direction, batch, 256, width, amount, itemsize, lanes=lanes, processors=processors)]
         )
         assert forward.tokens == backward.tokens == tokens
         if batch > processors and width >= 8:  # below, a row's own log-sum-exp counts

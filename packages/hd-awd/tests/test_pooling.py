@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from awd_helpers import naive_pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -17,33 +18,33 @@ from hd_awd.pooling.reference import attention_pool_reference
 TINY = {"atol": 1e-11, "rtol": 1e-11}  # float64: rounding and no more
 
 
-@pytest.mark.parametrize(("batch", "count", "width"), [(1, 1, 2), (2, 1, 5), (3, 7, 1), (2, 16, 12), (1, 65, 33)])
+@pytest.mark.parametrize(("batch", "num_tokens", "width"), [(1, 1, 2), (2, 1, 5), (3, 7, 1), (2, 16, 12), (1, 65, 33)])
 @pytest.mark.parametrize("queries", [1, 2, 16])
 @pytest.mark.parametrize(
     "bias_shape", [None, (), (1,), ("N",), ("M", "N"), (1, "M", 1), ("B", 1, "N"), ("B", "M", "N")]
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_the_definition(
-    naive: Any, batch: int, count: int, width: int, queries: int, bias_shape: Any, masked: bool
+    batch: int, num_tokens: int, width: int, queries: int, bias_shape: Any, masked: bool
 ) -> None:
-    tokens = 3 * torch.randn(batch, count, width, dtype=torch.float64) + 1
+    tokens = 3 * torch.randn(batch, num_tokens, width, dtype=torch.float64) + 1
     q = torch.randn(queries, width, dtype=torch.float64)
-    sizes = {"B": batch, "M": queries, "N": count}
+    sizes = {"B": batch, "M": queries, "N": num_tokens}
     bias = None if bias_shape is None else torch.randn([sizes.get(s, s) for s in bias_shape], dtype=torch.float64)
-    mask = torch.rand(batch, count) < 0.6 if masked else None
+    mask = torch.rand(batch, num_tokens) < 0.6 if masked else None
     found = attention_pool(tokens, q, bias, mask, 1e-5, return_weights=True)
-    expected = naive(tokens, q, bias, mask, 1e-5)
+    expected = naive_pool(tokens, q, bias, mask, 1e-5)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **TINY)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_shape(naive: Any, data: st.DataObject) -> None:
+def test_any_shape(data: st.DataObject) -> None:
     def draw(name: str, low: int, high: int) -> int:
         return data.draw(st.integers(low, high), label=name)
 
-    batch, count, width, queries = draw("B", 1, 4), draw("N", 1, 40), draw("C", 1, 40), draw("M", 1, 16)
+    batch, num_tokens, width, queries = draw("B", 1, 4), draw("N", 1, 40), draw("C", 1, 40), draw("M", 1, 16)
     generator = torch.Generator().manual_seed(draw("seed", 0, 2**31))
     spread = data.draw(st.sampled_from([1e-2, 1.0, 30.0]), label="spread")
     offset = data.draw(st.sampled_from([0.0, -5.0, 1e3]), label="offset")
@@ -51,21 +52,22 @@ def test_any_shape(naive: Any, data: st.DataObject) -> None:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    tokens, q = spread * normal(batch, count, width) + offset, normal(queries, width)
-    bias = normal(batch, 1, count) if data.draw(st.booleans(), label="bias") else None
-    mask = torch.rand(batch, count, generator=generator) < 0.5 if data.draw(st.booleans(), label="mask") else None
+    tokens, q = spread * normal(batch, num_tokens, width) + offset, normal(queries, width)
+    bias = normal(batch, 1, num_tokens) if data.draw(st.booleans(), label="bias") else None
+    mask = torch.rand(batch, num_tokens, generator=generator) < 0.5 if data.draw(st.booleans(), label="mask") else None
     # The mean is removed after the products: rounding grows with a token's size over its spread.
     ratio = (tokens.abs().amax(-1) / (tokens.var(-1, correction=0) + 1e-6).sqrt()).max().item()
-    found, expected = attention_pool(tokens, q, bias, mask, return_weights=True), naive(tokens, q, bias, mask)
+    found, expected = attention_pool(tokens, q, bias, mask, return_weights=True), naive_pool(tokens, q, bias, mask)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-13 * (1 + ratio) * width, rtol=1e-9)
 
 
-def test_the_shipped_reference_is_the_definition(naive: Any) -> None:
+def test_the_shipped_reference_is_the_definition() -> None:
     tokens, q = torch.randn(3, 6, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     mask = torch.tensor([[True] * 6, [True, False] * 3, [False] * 6])
     bias = torch.randn(2, 6, dtype=torch.float64)
-    for one, other in zip(attention_pool_reference(tokens, q, bias, mask), naive(tokens, q, bias, mask), strict=True):
+    found, expected = attention_pool_reference(tokens, q, bias, mask), naive_pool(tokens, q, bias, mask)
+    for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **TINY)
 
 
@@ -96,23 +98,23 @@ def test_a_constant_added_to_all_queries_or_tokens_changes_nothing() -> None:
     [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)],
 )
 @pytest.mark.parametrize("offset", [0.0, 10.0])
-def test_dtypes(naive: Any, dtype: torch.dtype, tolerance: float, offset: float) -> None:
+def test_dtypes(dtype: torch.dtype, tolerance: float, offset: float) -> None:
     tokens = (torch.randn(2, 50, 64) + offset).to(dtype)
     q, bias = 0.3 * torch.randn(4, 64), torch.randn(4, 50)
     pooled, weights = attention_pool(tokens, q.to(dtype), bias.to(dtype), return_weights=True)
     wide = torch.promote_types(dtype, torch.float32)
     assert (pooled.dtype, weights.dtype) == (dtype, wide)
     # Exact inputs of that precision; only the output's rounding and float32 arithmetic are left.
-    expected = naive(tokens.double(), q.to(dtype).double(), bias.to(dtype).double())
+    expected = naive_pool(tokens.double(), q.to(dtype).double(), bias.to(dtype).double())
     torch.testing.assert_close(pooled.double(), expected[0], atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(weights.double(), expected[1], atol=min(tolerance, 2e-5), rtol=1e-4)
 
 
 @pytest.mark.parametrize("offset", [1e2, 1e3, 1e4])
-def test_a_large_mean_offset_costs_digits_in_proportion(naive: Any, offset: float) -> None:
+def test_a_large_mean_offset_costs_digits_in_proportion(offset: float) -> None:
     """Tokens of spread 1 far from zero: float32 stores them to eps * offset, and a few times that is left."""
     tokens, q = torch.randn(2, 40, 64) + offset, 0.3 * torch.randn(4, 64)
-    expected = naive(tokens.double(), q.double())[0]
+    expected = naive_pool(tokens.double(), q.double())[0]
     atol = 16 * torch.finfo(torch.float32).eps * offset
     torch.testing.assert_close(attention_pool(tokens, q).double(), expected, atol=atol, rtol=0)
 
@@ -189,7 +191,8 @@ def test_inputs_are_left_alone() -> None:
         ({"tokens": torch.randn(2, 5, 0), "queries": torch.randn(3, 0)}, "N and C >= 1"),
         ({"tokens": torch.ones(2, 5, 6, dtype=torch.long)}, "floating point; got torch.int64"),
         ({"queries": torch.ones(3, 6, dtype=torch.long)}, "floating point.*torch.int64"),
-        ({"queries": torch.randn(3, 7)}, r"queries must have shape \(M, 6\); got \(3, 7\)"),
+        ({"queries": torch.randn(3, 7)}, r"queries must have shape \(M, 6\), M >= 1; got \(3, 7\)"),
+        ({"queries": torch.randn(0, 6)}, r"M >= 1; got \(0, 6\)"),
         ({"queries": torch.randn(6)}, "queries must have shape"),
         ({"bias": torch.randn(4, 5)}, r"bias must broadcast to \(2, 3, 5\); got \(4, 5\)"),
         ({"bias": torch.randn(1, 2, 3, 5)}, "bias must broadcast"),

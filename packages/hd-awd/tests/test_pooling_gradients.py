@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from awd_helpers import naive_pool
 from torch import Tensor
 
 from hd_awd import attention_pool
@@ -14,9 +15,9 @@ from hd_awd import attention_pool
 MASK = torch.tensor([[True, False, True, True], [False] * 4])  # the second sample has no token at all
 
 
-def inputs(count: int = 4, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(num_tokens: int = 4, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """tokens (2, N, C), queries (2, C), bias (2, 1, N) in float64, all wanting gradients."""
-    shapes = ((2, count, width), (2, width), (2, 1, count))
+    shapes = ((2, num_tokens, width), (2, width), (2, 1, num_tokens))
     tokens, queries, bias = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
     return tokens, queries, bias
 
@@ -31,10 +32,10 @@ def test_derivatives_against_finite_differences(mask: Tensor | None, order: int)
     assert check(pool, inputs())
 
 
-def test_gradients_equal_the_definitions(naive: Any) -> None:
+def test_gradients_equal_the_definitions() -> None:
     arguments = inputs(7, 5)
     grads = []
-    for pool in (attention_pool, lambda *a: naive(*a)[0]):
+    for pool in (attention_pool, lambda *a: naive_pool(*a)[0]):
         loss = pool(*arguments).mul(torch.arange(5.0, dtype=torch.float64)).square().sum()
         grads.append(torch.autograd.grad(loss, arguments))
     for one, other in zip(*grads, strict=True):

@@ -3,52 +3,50 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from awd_helpers import randomised
+from torch import Tensor
 
 from hd_awd import Discriminator, PoolingHead
 
 WIDTHS = (8, 6)
 VARIANTS = [
-    {"pooling": pooling, "merge": merge, "weighed": weighed, "heads": heads}
-    for pooling, merge, weighed, heads in itertools.product(
-        ("attention", "scorer", "mean"), ("logits", "concatenate"), ("vectors", "logits"), (1, 2)
+    {"pooling": pooling, "merge": merge, "pool_over": pool_over, "num_heads": num_heads}
+    for pooling, merge, pool_over, num_heads in itertools.product(
+        ("attention", "scorer", "mean"), ("logits", "concatenate"), ("features", "logits"), (1, 2)
     )
-    if weighed == "vectors" or (merge == "logits" and heads == 1)
+    if pool_over == "features" or (merge == "logits" and num_heads == 1)
 ]
 NAMES = ["-".join(str(value) for value in variant.values()) for variant in VARIANTS]
 
 
 def features(batch: int = 3) -> list[Tensor]:
     """One (B, N, C) tensor per width, float64."""
-    return [torch.randn(batch, count, width).double() for count, width in zip((5, 9), WIDTHS, strict=True)]
+    return [torch.randn(batch, num_tokens, width).double() for num_tokens, width in zip((5, 9), WIDTHS, strict=True)]
 
 
 def build(seed: int = 3, **settings: Any) -> Discriminator:
     torch.manual_seed(seed)
-    return Discriminator(WIDTHS, **{"queries": 3, "head_width": 4, "hidden": 7, **settings}).double()
+    return Discriminator(WIDTHS, **{"num_queries": 3, "head_width": 4, "hidden": 7, **settings}).double()
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
-@pytest.mark.parametrize("queries", [1, 3])
-def test_shapes_and_weights(variant: dict[str, Any], queries: int, randomised: Callable[..., nn.Module]) -> None:
-    discriminator = randomised(build(queries=queries, **variant))
+@pytest.mark.parametrize("num_queries", [1, 3])
+def test_shapes_and_weights(variant: dict[str, Any], num_queries: int) -> None:
+    discriminator = randomised(build(num_queries=num_queries, **variant))
     logits = discriminator(inputs := features())
     assert logits.shape == (3, 1 if variant["merge"] == "concatenate" else len(WIDTHS))
     for tokens, weights in zip(inputs, discriminator.token_weights(inputs), strict=True):
-        assert weights.shape == (3, queries * variant["heads"], tokens.shape[1])
+        assert weights.shape == (3, num_queries * variant["num_heads"], tokens.shape[1])
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
-def test_gradient_reaches_tokens_and_every_parameter(
-    variant: dict[str, Any], randomised: Callable[..., nn.Module]
-) -> None:
+def test_gradient_reaches_tokens_and_every_parameter(variant: dict[str, Any]) -> None:
     discriminator = randomised(build(**variant))
     inputs = [tokens.requires_grad_() for tokens in features()]
     discriminator(inputs).square().sum().backward()
@@ -70,15 +68,15 @@ def test_a_scorer_leaves_other_generators_alone_and_follows_the_device(monkeypat
 
 
 def test_scorers_are_drawn_from_the_seed_and_differ_from_layer_to_layer() -> None:
-    one, same, other = (build(seed, pooling="scorer", queries=2).state_dict() for seed in (3, 3, 4))
+    one, same, other = (build(seed, pooling="scorer", num_queries=2).state_dict() for seed in (3, 3, 4))
     for layer in (0, 1):
-        first, last = f"heads.{layer}.scorer.0.weight", f"heads.{layer}.scorer.2.weight"
+        first, last = f"layer_heads.{layer}.scorer.0.weight", f"layer_heads.{layer}.scorer.2.weight"
         assert torch.equal(one[first], same[first])
         assert not torch.equal(one[first], other[first])
         assert torch.all(one[last] == 0)
     torch.manual_seed(3)
     twins = Discriminator((8, 8), pooling="scorer").state_dict()
-    assert not torch.equal(twins["heads.0.scorer.0.weight"], twins["heads.1.scorer.0.weight"])
+    assert not torch.equal(twins["layer_heads.0.scorer.0.weight"], twins["layer_heads.1.scorer.0.weight"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
@@ -101,36 +99,36 @@ def test_what_the_poolings_share_is_the_same_from_the_same_seed(variant: dict[st
 def test_the_default_variant_keeps_its_names_of_weights() -> None:
     own = {"norm.weight", "norm.bias", "value.weight", "value.bias", "key.weight", "queries"}
     own |= {f"mlp.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
-    assert set(build().state_dict()) == {f"heads.{i}.{name}" for i in range(len(WIDTHS)) for name in own}
+    assert set(build().state_dict()) == {f"layer_heads.{i}.{name}" for i in range(len(WIDTHS)) for name in own}
 
 
 def oracle(head: PoolingHead, tokens: Tensor) -> Tensor:
     """The head's logit from its equations, with keys, values and scores of every single token."""
     normal = F.layer_norm(tokens, tokens.shape[-1:], head.norm.weight, head.norm.bias, head.eps)
     values = normal @ head.value.weight.T + head.value.bias
-    shape = (len(tokens), tokens.shape[1], head.heads, -1)
+    shape = (len(tokens), tokens.shape[1], head.num_heads, -1)
     if head.pooling == "attention":
         keys = (normal @ head.key.weight.T).reshape(shape)
-        queries = head.queries.reshape(head.count, head.heads, -1)
+        queries = head.queries.reshape(head.num_queries, head.num_heads, -1)
         scores = torch.einsum("bnhd,mhd->bmhn", keys, queries) / keys.shape[-1] ** 0.5
     elif head.pooling == "scorer":
-        scores = head.scorer(normal).reshape(*shape[:2], head.count, head.heads).permute(0, 2, 3, 1)
+        scores = head.scorer(normal).reshape(*shape[:2], head.num_queries, head.num_heads).permute(0, 2, 3, 1)
     else:
-        scores = tokens.new_zeros(len(tokens), head.count, head.heads, tokens.shape[1])
+        scores = tokens.new_zeros(len(tokens), head.num_queries, head.num_heads, tokens.shape[1])
     weights = scores.softmax(dim=-1)
-    if head.weighed == "logits":
+    if head.pool_over == "logits":
         return (weights[:, :, 0] * head.mlp(values).transpose(1, 2)).sum(-1).mean(1)
     pooled = torch.einsum("bmhn,bnhd->bmhd", weights, values.reshape(shape))
     return head.mlp(pooled.flatten(1))[:, 0]
 
 
 @pytest.mark.parametrize("pooling", ["attention", "scorer", "mean"])
-@pytest.mark.parametrize(("weighed", "heads"), [("vectors", 1), ("vectors", 2), ("vectors", 4), ("logits", 1)])
-def test_equals_the_head_without_folding(
-    pooling: str, weighed: str, heads: int, randomised: Callable[..., nn.Module]
-) -> None:
-    sizes = {"queries": 3, "head_width": 8, "hidden": 5}
-    head = randomised(PoolingHead(10, pooling=pooling, weighed=weighed, heads=heads, eps=1e-3, **sizes).double())
+@pytest.mark.parametrize(("pool_over", "num_heads"), [("features", 1), ("features", 2), ("features", 4), ("logits", 1)])
+def test_equals_the_head_without_folding(pooling: str, pool_over: str, num_heads: int) -> None:
+    sizes = {"num_queries": 3, "head_width": 8, "hidden": 5}
+    head = randomised(
+        PoolingHead(10, pooling=pooling, pool_over=pool_over, num_heads=num_heads, eps=1e-3, **sizes).double()
+    )
     tokens = (2 * torch.randn(4, 13, 10, dtype=torch.float64) + 1).requires_grad_()
     found, expected = head(tokens), oracle(head, tokens)
     assert found.std() > 1e-3
@@ -144,34 +142,32 @@ def test_equals_the_head_without_folding(
         torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-9)
 
 
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_heads_are_multihead_attentions(heads: int, randomised: Callable[..., nn.Module]) -> None:
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_heads_are_multihead_attentions(num_heads: int) -> None:
     """torch's own multi-head attention with the same weights, before its output projection."""
-    head = randomised(PoolingHead(6, queries=3, heads=heads, head_width=8, hidden=5).double())
+    head = randomised(PoolingHead(6, num_queries=3, num_heads=num_heads, head_width=8, hidden=5).double())
     tokens = torch.randn(2, 7, 6, dtype=torch.float64)
     normal = head.norm(tokens).transpose(0, 1)
     queries = head.queries.detach()[:, None].expand(-1, 2, -1)
     eye, zero = torch.eye(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     expected, _ = F.multi_head_attention_forward(
-        queries, normal, normal, 8, heads, None, torch.cat([zero, zero, head.value.bias]), None, None, False, 0.0, eye,
-        zero, use_separate_proj_weight=True, q_proj_weight=eye, k_proj_weight=head.key.weight,
+        queries, normal, normal, 8, num_heads, None, torch.cat([zero, zero, head.value.bias]), None, None, False, 0.0,
+        eye, zero, use_separate_proj_weight=True, q_proj_weight=eye, k_proj_weight=head.key.weight,
         v_proj_weight=head.value.weight,
     )  # fmt: skip
     torch.testing.assert_close(head.vectors(tokens), expected.transpose(0, 1).flatten(1), atol=1e-12, rtol=1e-12)
 
 
-def test_concatenation_sees_the_layers_in_order(randomised: Callable[..., nn.Module]) -> None:
+def test_concatenation_sees_the_layers_in_order() -> None:
     discriminator = randomised(build(merge="concatenate"))
     inputs = features()
-    vectors = [head.vectors(tokens) for head, tokens in zip(discriminator.heads, inputs, strict=True)]
+    vectors = [head.vectors(tokens) for head, tokens in zip(discriminator.layer_heads, inputs, strict=True)]
     torch.testing.assert_close(discriminator(inputs), discriminator.mlp(torch.cat(vectors, dim=1)))
-    assert not any("mlp" in name for name in discriminator.heads[0].state_dict())
+    assert not any("mlp" in name for name in discriminator.layer_heads[0].state_dict())
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
-def test_compiles_to_one_graph_and_takes_half_precision(
-    variant: dict[str, Any], randomised: Callable[..., nn.Module]
-) -> None:
+def test_compiles_to_one_graph_and_takes_half_precision(variant: dict[str, Any]) -> None:
     discriminator, inputs = randomised(build(**variant), std=0.1), features()
     expected = discriminator(inputs)
     torch.compiler.reset()
@@ -186,11 +182,11 @@ def test_compiles_to_one_graph_and_takes_half_precision(
     [
         ({"pooling": "max"}, "pooling must be one of attention, scorer, mean; got 'max'"),
         ({"merge": "sum"}, "merge must be one of logits, concatenate; got 'sum'"),
-        ({"weighed": "tokens"}, "weighed must be one of vectors, logits; got 'tokens'"),
-        ({"heads": 3}, "heads must divide head_width; got 3 and 4"),
-        ({"heads": 0}, "heads 0"),
-        ({"weighed": "logits", "heads": 2}, "got merge 'logits', heads 2"),
-        ({"weighed": "logits", "merge": "concatenate"}, "got merge 'concatenate', heads 1"),
+        ({"pool_over": "tokens"}, "pool_over must be one of features, logits; got 'tokens'"),
+        ({"num_heads": 3}, "num_heads must divide head_width; got 3 and 4"),
+        ({"num_heads": 0}, "num_heads must be an int >= 1; got 0"),
+        ({"pool_over": "logits", "num_heads": 2}, "num_heads 1 alone.*; got num_heads 2"),
+        ({"pool_over": "logits", "merge": "concatenate"}, "merge \"logits\" alone.*; got merge 'concatenate'"),
     ],
 )
 def test_impossible_variants(settings: dict[str, Any], message: str) -> None:

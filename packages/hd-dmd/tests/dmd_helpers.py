@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -70,6 +73,61 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
         return self.net(torch.cat([x, t[:, None].to(x.dtype)], dim=-1))
+
+
+class AttentionUNet(nn.Module):
+    """A small UNet: x (B, 3, H, W) with even H and W -> the same shape; attention at half the resolution.
+
+    After the attention the channels come last in memory, as in many published UNets: GroupNorm then sees a tensor
+    that is not contiguous.
+    """
+
+    def __init__(self, width: int = 8, num_heads: int = 2) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.enter, self.time = nn.Conv2d(3, width, 3, padding=1), nn.Linear(3, width)
+        self.norm_down, self.down = nn.GroupNorm(2, width), nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm_middle, self.middle = nn.GroupNorm(2, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm_up, self.leave = nn.GroupNorm(2, 2 * width), nn.Conv2d(2 * width, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+        gap = torch.zeros_like(t) if r is None else t - r
+        skip = self.enter(x) + self.time(torch.stack([t.sin(), t.cos(), gap], dim=-1).to(x.dtype))[:, :, None, None]
+        h = self.down(F.silu(self.norm_down(skip)))
+        height = h.shape[2]
+        tokens = h.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2).chunk(3, dim=1)
+        tokens = tokens + self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        h = tokens.transpose(1, 2).unflatten(2, (height, -1))
+        h = self.middle(F.silu(self.norm_middle(h)))
+        return self.leave(F.silu(self.norm_up(torch.cat([skip, F.interpolate(h, scale_factor=2.0)], dim=1))))
+
+
+def diffusers_unet() -> nn.Module:
+    """diffusers' UNet2DModel with attention as a field of this project; the test is skipped where it is missing."""
+    diffusers = pytest.importorskip("diffusers")
+
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = diffusers.UNet2DModel(
+                sample_size=8,
+                layers_per_block=1,
+                block_out_channels=(8, 16),
+                down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+                norm_num_groups=4,
+                attention_head_dim=4,
+            )
+
+        def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+            return self.inner(x, t if r is None else t + r).sample
+
+    return UNet()
+
+
+UNETS: dict[str, Callable[[], nn.Module]] = {"written here": AttentionUNet, "diffusers": diffusers_unet}
 
 
 def seeded(seed: int = 0) -> torch.Generator:

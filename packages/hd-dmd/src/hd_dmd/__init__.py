@@ -2,7 +2,7 @@
 
 from hd_dmd.fake_score import FakeScoreOutput, fake_score_loss
 from hd_dmd.field import Field
-from hd_dmd.levels import LevelSampler, LogitNormalLevels, UniformLevels, shift_levels
+from hd_dmd.levels import KarrasLevels, LevelSampler, LogitNormalLevels, UniformLevels, shift_levels
 from hd_dmd.matching import (
     DistributionMatchingLoss,
     DistributionMatchingOutput,
@@ -17,6 +17,7 @@ __all__ = [
     "DistributionMatchingOutput",
     "FakeScoreOutput",
     "Field",
+    "KarrasLevels",
     "LevelSampler",
     "LogitNormalLevels",
     "UniformLevels",

@@ -38,7 +38,8 @@ def fake_score_loss(
     Args:
         fake: velocity field v_psi; it alone receives gradients.
         sample: generated x (B, ...); detached here, so the student receives none.
-        noise_levels: sampler of t; None: ``UniformLevels()``. Cover at least those at which scores are compared.
+        noise_levels: sampler of t; None: ``UniformLevels()`` [ours]. Cover at least those at which scores are
+            compared; DMD2 trains its fake score on ALL levels.
         generator: for noise and levels; draws on its own device.
         cond: conditions, passed to the field.
 

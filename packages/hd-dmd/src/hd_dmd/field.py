@@ -21,9 +21,9 @@ class Field(Protocol):
 
 
 def expand_times(t: Tensor, x: Tensor) -> Tensor:
-    """Shape (B,) -> (B, 1, ...) with x's number of dimensions: ``t * x`` then broadcasts over the batch."""
+    """Shape (B,) -> (B, 1, ...) with x's number of dimensions, so that ``t * x`` broadcasts."""
     if t.shape != x.shape[:1]:
-        raise ValueError(f"t must have shape {tuple(x.shape[:1])}, one time per sample; got {tuple(t.shape)}")
+        raise ValueError(f"times must have shape ({x.shape[0]},), one per sample; got {tuple(t.shape)}")
     return t.reshape(-1, *(1,) * (x.ndim - 1))
 
 

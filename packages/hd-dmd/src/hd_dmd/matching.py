@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hd_dmd.checks import check_positive, check_sampler
 from hd_dmd.field import Field, check_output, expand_times
 from hd_dmd.levels import LevelSampler, UniformLevels
 
@@ -70,13 +71,13 @@ class DistributionMatchingLoss:
     """L_DM = 1/2 mse(x, stopgrad(x - g)); its gradient in x is g / (element count) [DMD2, 2405.14867]."""
 
     noise_levels: LevelSampler = dataclass_field(default_factory=UniformLevels)
-    """draws the noise levels"""
+    """draws the noise levels: UniformLevels [ours] by default, KarrasLevels as in DMD2"""
     floor: float = 1e-6
-    """lower bound of the normaliser, > 0"""
+    """lower bound of the normaliser, > 0 and finite"""
 
     def __post_init__(self) -> None:
-        if self.floor <= 0:
-            raise ValueError(f"floor must be > 0; got {self.floor}")
+        check_sampler("noise_levels", self.noise_levels, "sample(batch, generator, device) -> t")
+        check_positive("floor", self.floor)
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hd_meanflow.derivative import METHODS, total_derivative
+from hd_meanflow.checks import check_positive, check_sampler, is_finite
+from hd_meanflow.derivative import METHODS, Method, check_step, total_derivative
 from hd_meanflow.field import Field, check_interval, check_output, expand_times, select
+from hd_meanflow.guidance import MeanFlowGuidance, replace_by_null
 from hd_meanflow.path import conditional_velocity, interpolate
 from hd_meanflow.times import LogitNormalTimes, TimeSampler
 
@@ -51,8 +54,7 @@ def adaptive_weight(error: Tensor, p: float = 1.0, c: float = 1e-2) -> Tensor:
     """
     if error.ndim != 1:
         raise ValueError(f"error must have shape (B,), the squared error summed per sample; got {tuple(error.shape)}")
-    if c <= 0:
-        raise ValueError(f"c must be > 0; got {c}")
+    check_positive("c", c)
     return (error.detach() + c) ** -p
 
 
@@ -88,21 +90,27 @@ class MeanFlowLoss:
     times: TimeSampler = dataclass_field(default_factory=LogitNormalTimes)
     """draws (t, r)"""
     p: float = 1.0
-    """power of the adaptive weight"""
+    """power of the adaptive weight, >= 0 and finite"""
     c: float = 1e-2
-    """offset of the adaptive weight, > 0"""
-    derivative: str = "jvp"
+    """offset of the adaptive weight, > 0 and finite"""
+    derivative: Method = "jvp"
     """"jvp" or "difference", see :func:`total_derivative`"""
     step: float = 5e-3
     """half width of the difference, in (0, 0.25]; unused by "jvp\""""
 
+    guidance: MeanFlowGuidance | None = None
+    """guidance learnt from scratch, with its dropout of conditions; None: none. Not with a teacher"""
+
     def __post_init__(self) -> None:
+        check_sampler("times", self.times, "sample(batch, generator, device) -> (t, r)")
+        if not (is_finite(self.p) and self.p >= 0):
+            raise ValueError(f"p must be >= 0 and finite; got {self.p!r}")
+        check_positive("c", self.c)
         if self.derivative not in METHODS:
             raise ValueError(f"derivative must be one of {', '.join(METHODS)}; got {self.derivative!r}")
-        if self.p < 0 or self.c <= 0:
-            raise ValueError(f"p must be >= 0 and c > 0; got p = {self.p}, c = {self.c}")
-        if not 0 < self.step <= 0.25:
-            raise ValueError(f"step must lie in (0, 0.25]; got {self.step}")
+        check_step(self.step)
+        if not isinstance(self.guidance, MeanFlowGuidance | None):
+            raise ValueError(f"guidance must be a MeanFlowGuidance or None; got {self.guidance!r}")
 
     def __call__(
         self,
@@ -111,6 +119,7 @@ class MeanFlowLoss:
         noise: Tensor,
         *,
         teacher: Field | None = None,
+        null: Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
         **cond: Any,
     ) -> MeanFlowOutput:
@@ -121,13 +130,17 @@ class MeanFlowLoss:
             x: data (B, ...).
             noise: standard normal of x's shape.
             teacher: frozen velocity field; called without gradient. None: from scratch.
-            generator: for the times; draws on its own device.
+            null: with ``guidance``: for each condition that guides, what stands for "none" in it, a number or a
+                tensor that broadcasts to the condition: ``null={"labels": 10}``.
+            generator: for the times, then for the dropout of conditions; draws on its own device.
             cond: conditions, passed to both fields (one entry per sample where the first dimension is B).
 
         Raises:
-            ValueError: if shapes do not agree or a field returns another shape than x's.
+            ValueError: if shapes do not agree, a field returns another shape than x's, or ``guidance`` meets a
+                teacher or no ``null``.
         """
         batch = x.shape[0]
+        self._check_null(teacher, null)
         t, r = self.times.sample(batch, generator, x.device)
         # Times and errors stay in float32 or better, whatever the data is in.
         precise = torch.promote_types(x.dtype, torch.float32)
@@ -135,6 +148,12 @@ class MeanFlowLoss:
         x_t = interpolate(x, noise, t).to(x.dtype)
         if teacher is None:
             velocity = conditional_velocity(x.to(precise), noise.to(precise))
+            if self.guidance is not None and null is not None:
+                dropped = self.guidance.drop(batch, generator, x.device)
+                nothing = replace_by_null(cond, null)
+                guided = self.guidance.velocity(student, x_t, t, velocity, cond, nothing)
+                velocity = torch.where(expand_times(dropped, x), velocity, guided)
+                cond = replace_by_null(cond, null, dropped)
         else:
             with torch.no_grad():
                 velocity = check_output(teacher(x_t, t, **cond), x, "the teacher")
@@ -170,3 +189,12 @@ class MeanFlowLoss:
             t=t,
             r=r,
         )
+
+    def _check_null(self, teacher: Field | None, null: Mapping[str, Any] | None) -> None:
+        if self.guidance is None:
+            if null is not None:
+                raise ValueError("null is read with guidance only: set MeanFlowLoss(guidance=), or leave null out")
+        elif teacher is not None:
+            raise ValueError("guidance trains from scratch: leave teacher out, or guide the teacher itself instead")
+        elif not null:
+            raise ValueError('guidance needs null, what stands for "no condition": e.g. null={"labels": 10}')

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hd_meanflow.checks import check_finite, check_positive, check_share
+
 
 class TimeSampler(Protocol):
     """``sample(batch, generator, device) -> (t, r)``, float32 of shape (batch,) with 0 <= r <= t <= 1."""
@@ -28,18 +30,19 @@ class LogitNormalTimes:
     """
 
     mean: float = -0.4
-    """mean of the normal before the sigmoid"""
+    """mean of the normal before the sigmoid, finite"""
     std: float = 1.0
-    """its standard deviation, > 0"""
+    """its standard deviation, > 0 and finite"""
     interval_share: float = 0.25
     """share of the samples with r != t, in [0, 1]; the others have r = t and are plain flow matching"""
     endpoint_share: float = 0.0
     """share of those that are set to (r, t) = (0, 1), the interval of one-step sampling, in [0, 1] [ours]"""
 
     def __post_init__(self) -> None:
-        _check_shares(self.interval_share, self.endpoint_share)
-        if self.std <= 0:
-            raise ValueError(f"std must be > 0; got {self.std}")
+        check_finite("mean", self.mean)
+        check_positive("std", self.std)
+        check_share("interval_share", self.interval_share)
+        check_share("endpoint_share", self.endpoint_share)
 
     def sample(
         self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
@@ -59,7 +62,8 @@ class UniformTimes:
     """share of those that are set to (r, t) = (0, 1), the interval of one-step sampling, in [0, 1] [ours]"""
 
     def __post_init__(self) -> None:
-        _check_shares(self.interval_share, self.endpoint_share)
+        check_share("interval_share", self.interval_share)
+        check_share("endpoint_share", self.endpoint_share)
 
     def sample(
         self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
@@ -82,12 +86,6 @@ def _pair(
     r[:intervals] = draws[:, :intervals].amin(dim=0)
     t[:endpoints], r[:endpoints] = 1.0, 0.0
     return t.to(device), r.to(device)
-
-
-def _check_shares(interval_share: float, endpoint_share: float) -> None:
-    for name, value in (("interval_share", interval_share), ("endpoint_share", endpoint_share)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1]; got {value}")
 
 
 def _device(generator: torch.Generator | None, device: torch.device | str | None) -> torch.device | str | None:

@@ -44,10 +44,18 @@ DISCRIMINATOR = {
     "head_width": "head_width",
     "hidden": "hidden",
 }
-SETTINGS |= {f"distribution.adversary.{old}": f"distribution.discriminator.network.{new}" for old, new in DISCRIMINATOR.items()}
+SETTINGS |= {
+    f"distribution.adversary.{old}": f"distribution.discriminator.network.{new}" for old, new in DISCRIMINATOR.items()
+}
+
+#: Of pool_over, whose values have changed with its name.
+POOL_OVER = {"vectors": "features"}
 
 #: Pairs (low, high) that are samplers of noise levels now.
-LEVELS = {"distribution.levels": "distribution.noise_levels", "distribution.adversary.levels": "distribution.discriminator.noise_levels"}
+LEVELS = {
+    "distribution.levels": "distribution.noise_levels",
+    "distribution.adversary.levels": "distribution.discriminator.noise_levels",
+}
 
 #: Of metrics.jsonl, where a name has changed.
 METRICS = {
@@ -67,6 +75,8 @@ def upgrade_settings(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name != "format"}
     found: dict[str, Any] = {}
     for path, value in _leaves(values):
+        if path == "distribution.adversary.weighed":
+            value = POOL_OVER.get(value, value)
         for old, new in SETTINGS.items():
             if path == old or path.startswith(f"{old}."):
                 path = new + path[len(old) :]
@@ -86,6 +96,8 @@ def upgrade_discriminator(facts: dict[str, Any]) -> dict[str, Any]:
     if "network" in facts:
         return facts
     network = {new: facts[old] for old, new in DISCRIMINATOR.items() if old in facts}
+    if "pool_over" in network:
+        network["pool_over"] = POOL_OVER.get(network["pool_over"], network["pool_over"])
     return {"widths": facts.get("widths"), "network": network, "layers": facts.get("layers")}
 
 

@@ -92,7 +92,7 @@ def parse(kind: type[T], arguments: list[str], program: str, default: T | None =
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed):
-            config = (tyro.conf.FlagCreatePairsOff,)
+            config = (tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
             parsed: Any = tyro.cli(kind, args=arguments, prog=program, default=default, config=config)
             return parsed
     except SystemExit as stop:

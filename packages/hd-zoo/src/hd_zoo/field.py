@@ -15,7 +15,7 @@ class Field(Protocol):
     ``field(x, t, r=None, **cond)`` takes ``x`` of shape (B, ...), ``t`` and ``r`` of shape (B,) with
     ``0 <= r <= t <= 1`` and returns a tensor of x's shape: the mean velocity over [r, t], or the
     instantaneous velocity at t where ``r`` is None (or equal to t). A teacher ignores ``r``. Every tensor in
-    ``cond`` has the batch as its first dimension.
+    ``cond`` whose first dimension is B holds one entry per sample.
     """
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor | None = None, /, **cond: Any) -> Tensor: ...

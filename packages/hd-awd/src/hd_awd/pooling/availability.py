@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH, MAX_QUERIES = 4096, 16
+MAX_TOKENS = 65535 * 32  # a grid's second axis, by the tokens of a program that projects
 OLDEST_TRITON = (3, 3)
 OLDEST_CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,11 +25,14 @@ def why_not_triton(tokens: Tensor, queries: Tensor) -> str | None:
         return reason
     if tokens.dtype not in DTYPES or queries.dtype not in DTYPES:
         return f"tokens and queries must be float32, bfloat16 or float16; got {tokens.dtype} and {queries.dtype}"
-    amount, width = queries.shape
-    if width > MAX_WIDTH or amount > MAX_QUERIES:
-        return f"it takes at most {MAX_WIDTH} channels and {MAX_QUERIES} queries; got {width} and {amount}"
-    if tokens.shape[1] * width >= 2**31:
-        return f"a sample must have fewer than 2^31 elements; got {tokens.shape[1] * width}"
+    num_queries, width = queries.shape
+    if width > MAX_WIDTH or num_queries > MAX_QUERIES:
+        return f"it takes at most {MAX_WIDTH} channels and {MAX_QUERIES} queries; got {width} and {num_queries}"
+    num_tokens = tokens.shape[1]
+    if num_tokens * max(width, num_queries) >= 2**31:
+        return f"a sample must have fewer than 2^31 elements and scores; got {num_tokens * max(width, num_queries)}"
+    if num_tokens > MAX_TOKENS:
+        return f"it takes at most {MAX_TOKENS} tokens; got {num_tokens}"
     return None
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from hd_awd.pooling.autograd import pool
+from hd_awd.pooling.autograd import pool_op
 from hd_awd.pooling.availability import ask_once_when_compiling, why_not_triton
 from hd_awd.pooling.folded import attention_pool_folded
 
@@ -69,8 +69,8 @@ def attention_pool(
 
     Returns:
         z (B, M, C) in tokens' dtype (arithmetic in float32 or better), and with ``return_weights`` also
-        a (B, M, N) in float32 or better. Differentiable in tokens, queries and bias: twice in reverse mode, and in
-        forward mode and under torch.func's transforms, which take PyTorch's operations.
+        a (B, M, N) in float32 or better. Differentiable in tokens, queries and bias: any number of times in
+        reverse mode, and in forward mode and under torch.func's transforms, which take PyTorch's operations.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, eps <= 0, or an unknown backend.
@@ -85,7 +85,7 @@ def attention_pool(
     else:
         if bias is not None:
             bias = bias.expand(len(tokens), len(queries), tokens.shape[1])
-        pooled, weights = pool(tokens, queries, bias, mask, eps, return_weights, triton)
+        pooled, _, weights = pool_op(tokens, queries, bias, mask, eps, return_weights, triton)
     pooled = pooled.to(tokens.dtype)
     return (pooled, weights) if return_weights else pooled
 
@@ -115,17 +115,17 @@ ask_once_when_compiling(_transformed)
 def _check(tokens: Tensor, queries: Tensor, bias: Tensor | None, mask: Tensor | None, eps: float) -> None:
     if tokens.ndim != 3 or 0 in tokens.shape[1:]:
         raise ValueError(f"tokens must have shape (B, N, C) with N and C >= 1; got {tuple(tokens.shape)}")
-    batch, count, width = tokens.shape
+    batch, num_tokens, width = tokens.shape
     if not tokens.is_floating_point() or not queries.is_floating_point():
         raise ValueError(f"tokens and queries must be floating point; got {tokens.dtype} and {queries.dtype}")
-    if queries.ndim != 2 or queries.shape[1] != width:
-        raise ValueError(f"queries must have shape (M, {width}); got {tuple(queries.shape)}")
-    if mask is not None and (mask.shape != (batch, count) or mask.dtype != torch.bool):
-        raise ValueError(f"mask must be bool of shape ({batch}, {count}); got {mask.dtype} {tuple(mask.shape)}")
+    if queries.ndim != 2 or queries.shape[1] != width or len(queries) == 0:
+        raise ValueError(f"queries must have shape (M, {width}), M >= 1; got {tuple(queries.shape)}")
+    if mask is not None and (mask.shape != (batch, num_tokens) or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be bool of shape ({batch}, {num_tokens}); got {mask.dtype} {tuple(mask.shape)}")
     if bias is not None:
         if not bias.is_floating_point():
             raise ValueError(f"bias must be floating point (a mask goes into mask); got {bias.dtype}")
-        target = (batch, queries.shape[0], count)
+        target = (batch, queries.shape[0], num_tokens)
         try:
             fits = torch.broadcast_shapes(bias.shape, target) == target
         except RuntimeError:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hd_trainer.checks import check_number
 from hd_trainer.data.dataset import FEWEST, Dataset, InMemory
+from hd_trainer.engine.draws import shuffled
 from hd_trainer.errors import UserError
 
 
@@ -39,7 +40,7 @@ def images_from_arrays(
     """
     check_number(high=0.9, above=True, held_out=held_out)
     x = _images(name, images)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    order = shuffled(len(x), seed)
     number = max(FEWEST, round(held_out * len(x)))
     if labels is None:
         conditions: dict[str, Tensor] = {}
@@ -71,7 +72,9 @@ def _images(name: str, images: Any) -> Tensor:
     elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.movedim(3, 1)
     if x.ndim != 4:
-        raise UserError(f"data set {name!r}: images must be (N, H, W), (N, C, H, W) or (N, H, W, C); got {tuple(x.shape)}")
+        raise UserError(
+            f"data set {name!r}: images must be (N, H, W), (N, C, H, W) or (N, H, W, C); got {tuple(x.shape)}"
+        )
     if x.dtype == torch.uint8:
         return (x.float() / 127.5 - 1).contiguous()
     if not x.is_floating_point():
@@ -84,7 +87,8 @@ def _labels(name: str, labels: Any, number: int) -> Tensor:
     found = _tensor(name, "labels", labels)
     if found.is_floating_point() or found.dtype == torch.bool or found.shape != (number,):
         raise UserError(
-            f"data set {name!r}: labels must be {number} integers, one per image; got {found.dtype} {tuple(found.shape)}"
+            f"data set {name!r}: labels must be {number} integers, one per image; "
+            f"got {found.dtype} {tuple(found.shape)}"
         )
     if number and int(found.min()) < 0:
         raise UserError(f"data set {name!r}: labels must be >= 0; got {int(found.min())}")

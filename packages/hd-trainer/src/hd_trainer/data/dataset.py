@@ -83,7 +83,7 @@ class Dataset:
     classes: tuple[str, ...] = ()
     """name of each class, where the condition ``labels`` is one; () for none"""
     null: dict[str, Any] = field(default_factory=dict)
-    """for each condition the value that stands for "no condition" (a number, or a tensor that broadcasts to one entry)"""
+    """for each condition what stands for "no condition": a number, or a tensor that broadcasts to one entry"""
     grey_levels: int = 256
     """values of a stored pixel; generated images are rounded to them before they are measured"""
     decode: Callable[[Tensor], Tensor] | None = None
@@ -121,7 +121,9 @@ def grid_conditions(data: Dataset, rows: int, columns: int = 10) -> dict[str, Te
     """
     if data.classes:
         number = len(data.classes)
-        shown = torch.tensor([i * number // columns for i in range(columns)]) if number > columns else torch.arange(number)
+        shown = (
+            torch.tensor([i * number // columns for i in range(columns)]) if number > columns else torch.arange(number)
+        )
         return {"labels": shown.repeat(rows)}
     return data.held_out.cond(torch.arange(rows * columns) % len(data.held_out))
 
@@ -145,7 +147,7 @@ def _check_split(data: Dataset, name: str, split: Split) -> None:
             raise UserError(f"{where} has values that are not finite")
         low, high = min(low, float(x.min())), max(high, float(x.max()))
         _check_conditions(data, where, batch)
-    if data.decode is None and not (-1 - 1e-4 <= low and high <= 1 + 1e-4):
+    if data.decode is None and not (low >= -1 - 1e-4 and high <= 1 + 1e-4):
         raise UserError(f"{where} must lie in [-1, 1]; got [{low:.4g}, {high:.4g}]")
     if low == high:
         raise UserError(f"{where} is {low:.4g} everywhere: there is nothing to learn")

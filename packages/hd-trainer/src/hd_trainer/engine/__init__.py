@@ -1,1 +1,1 @@
-"""What trains: loop, optimiser, average, checkpoints, precision, draws. It knows tensors and modules, no stage and no data set."""
+"""What trains: loop, optimiser, average, checkpoints, draws. It knows tensors and modules, no stage and no data set."""

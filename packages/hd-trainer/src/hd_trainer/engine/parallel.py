@@ -1,4 +1,4 @@
-"""The processes and devices of a run: the one place where their number matters. Today a run is one process on one device."""
+"""Processes and devices: the one place where their number matters. Today a run is one process on one device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def check_single_process() -> None:
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size != "1":
-        raise UserError(f"a run is a single process; this one was started as one of {size} (WORLD_SIZE). Start it without torchrun")
+        raise UserError(
+            f"a run is a single process; this one was started as one of {size} (WORLD_SIZE). Start it without torchrun"
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hd_trainer.checks import MAX_BATCH, MAX_IMAGES, check_steps, check_whole
+from hd_trainer.checks import MAX_BATCH, MAX_IMAGES, check_whole
 from hd_trainer.context import Context
 from hd_trainer.data import Dataset, read_all
 from hd_trainer.engine import draws

@@ -37,7 +37,7 @@ class Row:
     nearest: float
     """mean distance, in pixel space, to the nearest training image: far below the held-out data's means copying"""
     deviation: float | None = None
-    """mean standard deviation of a pixel over the images: far below the held-out data's means that they are all alike"""
+    """mean standard deviation of a pixel over the images: far below the held-out data's means they are all alike"""
     images_per_second: float | None
     """None for data"""
 

@@ -45,7 +45,7 @@ def list_recipes() -> dict[str, str]:
 
 
 def load_recipe(name: str, *, smoke: bool = False) -> Settings:
-    """Settings by name, or what ``path/to/recipe.py:function`` returns (the function's name is ``recipe`` if not given).
+    """Settings by name, or what ``path/to/recipe.py:function`` returns (the function is ``recipe`` if not named).
 
     Args:
         smoke: the short form; of a file that is the function ``smoke``.

@@ -54,7 +54,7 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
 
 
 def warnings(rows: list[Row], summary: dict[str, Any], out: Path) -> list[str]:
-    """Sentences for whatever makes the comparison worthless: a teacher far from the data, a stage that has collapsed."""
+    """A sentence for whatever makes the comparison worthless: a teacher far from the data, a stage that collapsed."""
     floor, best = rows[0], summary["best"]
     found = []
     if floor.fd is not None and best.fd is not None and best.fd > FAR * max(floor.fd, 1e-9):

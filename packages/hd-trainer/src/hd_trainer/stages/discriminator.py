@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -19,18 +19,20 @@ from hd_awd import (
     approximate_r1,
     discriminator_loss,
 )
-from hd_dmd import UniformLevels
+from hd_dmd import KarrasLevels, LogitNormalLevels, UniformLevels
 from hd_meanflow import interpolate
-from hd_trainer.checks import check_choice, check_number
+from hd_trainer.checks import check_choice, check_number, check_whole
 from hd_trainer.context import Context
+from hd_trainer.earlier import upgrade_discriminator
 from hd_trainer.engine.draws import seeded
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings
-from hd_trainer.earlier import upgrade_discriminator
 from hd_trainer.errors import UserError
 from hd_trainer.files import read_json, read_tensors, write_json, write_tensors
 
 WEIGHTS, FACTS = "discriminator.safetensors", "discriminator.json"
 
+#: Laws of the noise level; which one is the recipe's choice, the command line sets what that one has.
+NoiseLevels = UniformLevels | KarrasLevels | LogitNormalLevels
 GanLoss = Literal["softplus", "hinge", "relativistic"]
 
 
@@ -50,7 +52,7 @@ class DiscriminatorSettings:
     """weight of approximate R1 on real images; 0 is none"""
     r1_std: float = 0.05
     """size of R1's perturbation"""
-    noise_levels: UniformLevels = field(default_factory=UniformLevels)
+    noise_levels: NoiseLevels = field(default_factory=UniformLevels)
     """noise levels at which images are shown to the discriminator"""
     optimizer: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(lr=1e-3, betas=(0.0, 0.99), schedule="constant")
@@ -59,6 +61,10 @@ class DiscriminatorSettings:
     def __post_init__(self) -> None:
         check_choice("gan_loss", self.gan_loss, GanLoss)
         check_number(gan_weight=self.gan_weight, r1_weight=self.r1_weight)
+        # The network's own checks know no upper bound.
+        network = self.network
+        check_whole(high=4096, num_queries=network.num_queries, head_width=network.head_width)
+        check_whole(high=65536, hidden=network.hidden)
         check_number(above=True, r1_std=self.r1_std)
         if not self.layers:
             raise UserError("layers must name at least one module of the teacher; got none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,9 @@ class TeacherSettings:
         check_whole(high=MAX_BATCH, batch=self.batch)
         check_shares(ema=self.ema, condition_dropout=self.condition_dropout)
         if self.times.interval_share != 0:
-            raise UserError(f"times.interval_share of a teacher must be 0: it has r = t; got {self.times.interval_share}")
+            raise UserError(
+                f"times.interval_share of a teacher must be 0: it has r = t; got {self.times.interval_share}"
+            )
 
 
 def prepare(settings: TeacherSettings, context: Context, network: nn.Module) -> Task:
@@ -82,7 +85,7 @@ def teacher_step(
     generator = draws.step_generator(context.seed, "teacher", index)
     batch = context.batch(index, settings.batch)
     dropped = draws.coins(len(batch), settings.condition_dropout, generator)
-    cond = without(batch, dropped.to(context.device), context)
+    cond: dict[str, Any] = without(batch, dropped.to(context.device), context)
     noise = context.noise(len(batch), generator)
     with context.autocast():
         output = loss(network, batch.x, noise, generator=generator, **cond)

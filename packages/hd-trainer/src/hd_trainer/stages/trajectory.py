@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -80,9 +81,10 @@ def student_step(
     """One update of the student against the teacher's velocity, guidance included; its scalars."""
     generator = draws.step_generator(context.seed, "trajectory", index)
     batch = context.batch(index, settings.batch)
+    cond: dict[str, Any] = batch.cond
     noise = context.noise(len(batch), generator)
     with context.autocast():
-        output = loss(student, batch.x, noise, teacher=teacher, generator=generator, **batch.cond)
+        output = loss(student, batch.x, noise, teacher=teacher, generator=generator, **cond)
     norm = optimizer.update(output.loss, index)
     r_below_t, size = output.r != output.t, batch.x[0].numel()
     record = {

@@ -1,9 +1,10 @@
 """What all kernels share: how a row of C channels lies over the threads, and how it is read.
 
-Every tile is three-dimensional, (BLOCK_N tokens, QUERIES, channels), also where one of the first two is 1: then one
-register layout serves loads, products and sums, and nothing is exchanged through shared memory but the results of
-the sums over channels. A row is held as HEAD + TAIL channels, both powers of two (1,152 = 1,024 + 128), so that few
-registers are spent on padding; TAIL is 0 where HEAD covers the row.
+Every tile is three-dimensional, (BLOCK_N tokens, QUERIES_PADDED, channels), also where one of the first two is 1:
+then one register layout serves loads, products and sums, and nothing is exchanged through shared memory but the
+results of the sums over channels. A row (the channels of a token) is held in two parts, ROW_HEAD + ROW_TAIL channels,
+both powers of two (1,152 = 1,024 + 128), so that few registers are spent on padding; ROW_TAIL is 0 where ROW_HEAD
+covers the row. NUM_QUERIES is M, QUERIES_PADDED the power of two from it on.
 """
 
 import triton
@@ -21,8 +22,10 @@ def channels(START, SIZE: tl.constexpr, THREADS: tl.constexpr):
 
 
 @triton.jit
-def load(base, rows, valid, stride_n, stride_c, START, SIZE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-         THREADS: tl.constexpr):  # fmt: skip
+def load_rows(
+    base, rows, valid, stride_n, stride_c, START,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
     """rows and valid (R, 1, 1) or (1, R, 1) -> float32 (R, 1, SIZE) or (1, R, SIZE), zero outside.
 
     PADDED says whether channels START .. START + SIZE - 1 may pass WIDTH.
@@ -35,8 +38,10 @@ def load(base, rows, valid, stride_n, stride_c, START, SIZE: tl.constexpr, WIDTH
 
 
 @triton.jit
-def store(base, rows, valid, stride_n, stride_c, values, START, SIZE: tl.constexpr, WIDTH: tl.constexpr,
-          PADDED: tl.constexpr, THREADS: tl.constexpr):  # fmt: skip
+def store_rows(
+    base, rows, valid, stride_n, stride_c, values, START,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
     """The counterpart of load; values are cast to base's dtype."""
     columns = channels(START, SIZE, THREADS)
     inside = valid
@@ -55,23 +60,27 @@ def subtract(part, shift, START, SIZE: tl.constexpr, WIDTH: tl.constexpr, PADDED
 
 
 @triton.jit
-def load_scores(base, batch, begin, end, stride_b, stride_m, stride_n, COUNT: tl.constexpr, QUERIES: tl.constexpr,
-                BLOCK_N: tl.constexpr):  # fmt: skip
-    """(B, M, N) values of tokens begin .. begin + BLOCK_N - 1 as float32 (BLOCK_N, QUERIES); zero outside."""
+def load_scores(
+    base, batch, begin, end, stride_b, stride_m, stride_n,
+    NUM_QUERIES: tl.constexpr, QUERIES_PADDED: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """(B, M, N) values of tokens begin .. begin + BLOCK_N - 1 as float32 (BLOCK_N, QUERIES_PADDED); zero outside."""
     rows = begin + tl.arange(0, BLOCK_N)[:, None]
-    query = tl.arange(0, QUERIES)[None, :]
-    inside = (rows < end) & (query < COUNT)
+    query = tl.arange(0, QUERIES_PADDED)[None, :]
+    inside = (rows < end) & (query < NUM_QUERIES)
     return tl.load(base + batch * stride_b + query * stride_m + rows * stride_n, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def store_scores(base, batch, begin, end, count, values, COUNT: tl.constexpr, QUERIES: tl.constexpr,
-                 BLOCK_N: tl.constexpr):  # fmt: skip
-    """values (BLOCK_N, QUERIES) -> a contiguous (B, M, N)."""
+def store_scores(
+    base, batch, begin, end, num_tokens, values,
+    NUM_QUERIES: tl.constexpr, QUERIES_PADDED: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """values (BLOCK_N, QUERIES_PADDED) -> a contiguous (B, M, N)."""
     rows = begin + tl.arange(0, BLOCK_N)[:, None]
-    query = tl.arange(0, QUERIES)[None, :]
-    inside = (rows < end) & (query < COUNT)
-    tl.store(base + (batch * COUNT + query) * count + rows, values, mask=inside)
+    query = tl.arange(0, QUERIES_PADDED)[None, :]
+    inside = (rows < end) & (query < NUM_QUERIES)
+    tl.store(base + (batch * NUM_QUERIES + query) * num_tokens + rows, values, mask=inside)
 
 
 @triton.jit

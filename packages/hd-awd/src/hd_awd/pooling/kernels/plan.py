@@ -35,7 +35,8 @@ class Plan:
     Attributes:
         passes: how often the tokens are read, 1 or 2.
         block_n: tokens in a tile.
-        head, tail: channels of a row in two powers of two, tail possibly 0; for two passes the chunk of channels and 0.
+        row_head, row_tail: channels of a row in two powers of two, the second possibly 0; for two passes the chunk of
+            channels and 0.
         warps: of a program.
         stages: tiles in flight.
         tokens_per_split: how many tokens of a sample a program walks over.
@@ -44,8 +45,8 @@ class Plan:
 
     passes: int
     block_n: int
-    head: int
-    tail: int
+    row_head: int
+    row_tail: int
     warps: int
     stages: int
     tokens_per_split: int
@@ -60,16 +61,16 @@ def power_of_two(value: int) -> int:
 def make_plan(
     direction: str,
     batch: int,
-    count: int,
+    num_tokens: int,
     width: int,
-    amount: int,
+    num_queries: int,
     itemsize: int,
     *,
     extras: bool = False,
     lanes: int = 32,
     processors: int = 128,
 ) -> Plan:
-    """The plan for B = batch, N = count, C = width, M = amount and tokens of itemsize bytes.
+    """The plan for B = batch, N = num_tokens, C = width, M = num_queries and tokens of itemsize bytes.
 
     Args:
         direction: "forward" or "backward".
@@ -77,35 +78,39 @@ def make_plan(
         lanes: threads of a warp: 32, or 64 on AMD's data-centre GPUs.
         processors: multiprocessors of the device.
     """
-    tile = _one_pass_tile(direction, width, amount, itemsize, extras, lanes)
+    tile = _one_pass_tile(direction, width, num_queries, itemsize, extras, lanes)
     if tile is None:
-        passes, warps, tail = 2, TWO_PASS["warps"], 0
-        head = min(TWO_PASS["block_c"], max(lanes * warps, power_of_two(width)))
-        block_n = max(1, 32 // power_of_two(amount))
-        programs = batch * -(-width // head)
+        passes, warps, row_tail = 2, TWO_PASS["warps"], 0
+        row_head = min(TWO_PASS["block_c"], max(lanes * warps, power_of_two(width)))
+        block_n = max(1, 32 // power_of_two(num_queries))
+        programs = batch * -(-width // row_head)
     else:
         passes, programs = 1, batch
-        warps, block_n, head, tail = tile
-    splits = max(1, min(2 * processors // max(1, programs), count // SPLIT_TOKENS))
-    per_split = -(-count // splits)
+        warps, block_n, row_head, row_tail = tile
+    splits = max(1, min(2 * processors // max(1, programs), num_tokens // SPLIT_TOKENS))
+    per_split = -(-num_tokens // splits)
     per_split = -(-per_split // block_n) * block_n
-    return Plan(passes, block_n, head, tail, warps, STAGES[lanes], per_split, -(-count // per_split))
+    return Plan(passes, block_n, row_head, row_tail, warps, STAGES[lanes], per_split, -(-num_tokens // per_split))
 
 
 def _one_pass_tile(
-    direction: str, width: int, amount: int, itemsize: int, extras: bool, lanes: int
+    direction: str, width: int, num_queries: int, itemsize: int, extras: bool, lanes: int
 ) -> tuple[int, int, int, int] | None:
-    """(warps, block_n, head, tail) of the first choice that fits and keeps four tokens, else the best that fits."""
+    """(warps, block_n, row_head, row_tail) of the first choice that fits and keeps four tokens.
+
+    Else of the choice with the most tokens; None where nothing fits.
+    """
     best = None
     for warps in _warps(width, itemsize, lanes):
-        # On 64 lanes the compiler gives head and tail different layouts and moves tiles between them: no tail there.
-        head, tail = _row(width, lanes * warps) if lanes == 32 else (max(lanes * warps, power_of_two(width)), 0)
+        # On 64 lanes the compiler gives the two parts different layouts and moves tiles between them: no second part.
+        whole = max(lanes * warps, power_of_two(width))
+        row_head, row_tail = _row(width, lanes * warps) if lanes == 32 else (whole, 0)
         for block_n in (16, 8, 4, 2, 1):
-            if STAGES[lanes] * block_n * (head + tail) * itemsize <= TILE_BYTES and _fits(
-                direction, block_n, width, (head + tail) // (lanes * warps), amount, extras, warps, lanes
+            if STAGES[lanes] * block_n * (row_head + row_tail) * itemsize <= TILE_BYTES and _fits(
+                direction, block_n, width, (row_head + row_tail) // (lanes * warps), num_queries, extras, warps, lanes
             ):
                 if best is None or block_n > best[1]:
-                    best = (warps, block_n, head, tail)
+                    best = (warps, block_n, row_head, row_tail)
                 break
         if best is not None and best[1] >= 4:
             break
@@ -114,33 +119,36 @@ def _one_pass_tile(
 
 def _warps(width: int, itemsize: int, lanes: int) -> list[int]:
     """Warps to try: first so many that each thread reads 16 bytes of the row, then two, four and eight times those."""
-    head = max(lanes, 1 << (width.bit_length() - 1))
-    first = min(8, max(1, head * itemsize // (16 * lanes)))
+    full = max(lanes, 1 << (width.bit_length() - 1))
+    first = min(8, max(1, full * itemsize // (16 * lanes)))
     most = min(512, max(lanes, power_of_two(width))) // lanes
     return [warps for warps in (first, 2 * first, 4 * first, 8 * first) if warps <= most]
 
 
 def _row(width: int, threads: int) -> tuple[int, int]:
-    """head + tail >= width, both powers of two with a channel for every thread; tail 0 if it would save nothing."""
+    """(row_head, row_tail) that cover the width, both powers of two with a channel for every thread.
+
+    row_tail is 0 where a second part would save nothing.
+    """
     whole = max(threads, power_of_two(width))
-    head = whole // 2
-    if head < threads or width <= head:
+    row_head = whole // 2
+    if row_head < threads or width <= row_head:
         return whole, 0
-    tail = max(threads, power_of_two(width - head))
-    return (head, tail) if tail < head else (whole, 0)
+    row_tail = max(threads, power_of_two(width - row_head))
+    return (row_head, row_tail) if row_tail < row_head else (whole, 0)
 
 
 def _fits(
-    direction: str, block_n: int, width: int, channels: int, amount: int, extras: bool, warps: int, lanes: int
+    direction: str, block_n: int, width: int, channels: int, num_queries: int, extras: bool, warps: int, lanes: int
 ) -> bool:
     """Whether a thread with so many channels of a row has the registers; the coefficients were fitted to ptxas."""
-    queries = power_of_two(amount)
-    if block_n > 1 and block_n * channels > TILE_REGISTERS[direction][queries > 1]:
+    padded = power_of_two(num_queries)
+    if block_n > 1 and block_n * channels > TILE_REGISTERS[direction][padded > 1]:
         return False
     if direction == "forward":
-        needed = 2.1 * queries * channels + block_n * channels + 2 * block_n * queries + 32
+        needed = 2.1 * padded * channels + block_n * channels + 2 * block_n * padded + 32
     else:
-        needed = 3.9 * queries * channels + 2 * block_n * channels + 3 * block_n * queries + 20
+        needed = 3.9 * padded * channels + 2 * block_n * channels + 3 * block_n * padded + 20
     needed = needed * (1 if width % 16 == 0 else UNEVEN) + EXTRAS * extras
     if lanes == 64:
         return needed <= REGISTERS_64_LANES and block_n <= BLOCK_N_64_LANES

@@ -1,0 +1,149 @@
+"""What the trainer's tests share: tiny settings and networks, the command called in this process, states compared."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hd_zoo
+from hd_awd import DiscriminatorConfig
+from hd_meanflow import LogitNormalTimes
+from hd_trainer import Settings, load_recipe
+from hd_trainer.cli import main
+from hd_trainer.context import Context
+from hd_trainer.engine.loop import LoopSettings, Task
+from hd_trainer.engine.optimizer import OptimizerSettings
+from hd_trainer.evaluation import EvaluationSettings
+from hd_trainer.networks import ModelSettings, fresh_network
+from hd_trainer.stages import distribution, teacher, trajectory
+from hd_trainer.stages.discriminator import DiscriminatorSettings
+from hd_trainer.stages.distribution import DistributionSettings
+from hd_trainer.stages.teacher import TeacherSettings
+from hd_trainer.stages.trajectory import TrajectorySettings
+
+#: Arguments of the recipe's short form, shorter still: what every test of a finished run stands on.
+SHORT = [
+    *("run", "digits", "--smoke", "--precision", "fp32"),
+    *("--model.width", "32", "--loop.log-every", "2", "--loop.checkpoint-every", "5"),
+    *("--teacher.steps", "12", "--teacher.batch", "16"),
+    *("--trajectory.steps", "9", "--trajectory.batch", "16"),
+    *("--distribution.steps", "7", "--distribution.batch", "16"),
+    *("--evaluation.samples", "60", "--evaluation.teacher-steps", "1", "3", "8"),
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr; more or none fails."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, f"one line on stderr is wanted; got {self.err!r}"
+        assert lines[0].startswith("hdistill: ")
+        return lines[0]
+
+
+def hdistill(*arguments: object) -> Answer:
+    """The command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes: to see that nothing was changed."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def tiny_settings() -> Settings:
+    """Settings for networks that take milliseconds; every loss and option at work."""
+    constant = OptimizerSettings(lr=3e-3, warmup=2, schedule="constant")
+    return dataclasses.replace(
+        load_recipe("digits", smoke=True),
+        seed=3,
+        device="cpu",
+        precision="fp32",
+        model=ModelSettings(width=16, depth=2),
+        loop=LoopSettings(log_every=3, checkpoint_every=4),
+        teacher=TeacherSettings(steps=7, batch=8, optimizer=OptimizerSettings(lr=3e-3, warmup=2)),
+        trajectory=TrajectorySettings(
+            steps=7,
+            batch=8,
+            optimizer=OptimizerSettings(lr=3e-3, warmup=2, weight_decay=0.01),
+            times=LogitNormalTimes(interval_share=0.5, endpoint_share=0.5),
+        ),
+        distribution=DistributionSettings(
+            steps=7,
+            batch=8,
+            student_update_every=3,
+            optimizer=OptimizerSettings(lr=3e-3, warmup=1),
+            fake_score_optimizer=constant,
+            discriminator=DiscriminatorSettings(
+                layers=("blocks.0", "blocks.1"),
+                network=DiscriminatorConfig(num_queries=2, head_width=8, hidden=8),
+                optimizer=constant,
+            ),
+        ),
+        evaluation=EvaluationSettings(samples=20, teacher_steps=(1, 3), timing_repeats=1),
+    )
+
+
+def perturbed_teacher(settings: Settings, context: Context) -> nn.Module:
+    """A frozen teacher whose every layer matters: a new one has zeros in it and predicts zero."""
+    made = fresh_network(settings.model, context)
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return made.requires_grad_(False).eval()
+
+
+def prepare_task(
+    stage: str, settings: Settings, context: Context, network: nn.Module, start: nn.Module | None = None, **changes: Any
+) -> Task:
+    """The stage's real task, its settings changed; stage 2 starts from ``start`` or a fresh student."""
+    own = dataclasses.replace(getattr(settings, stage), **changes)
+    if stage == "teacher":
+        return teacher.prepare(own, context, fresh_network(settings.model, context))
+    if stage == "trajectory":
+        return trajectory.prepare(own, context, network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        start = start or hd_zoo.to_student(network)
+    return distribution.prepare(own, context, network, start)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's state."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two states agree to the last bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def changed(act: Callable[[], Any], modules: dict[str, nn.Module]) -> set[str]:
+    """Names of the modules whose state ``act()`` changed in any bit."""
+    before = {name: snapshot(module) for name, module in modules.items()}
+    act()
+    return {name for name, module in modules.items() if not same(before[name], snapshot(module))}
