@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.convert import CONVERTERS
 from hd_zoo.registry import blueprint, build
 from hd_zoo.weights.shards import (
     INDEX,
@@ -28,6 +27,7 @@ from hd_zoo.weights.shards import (
 )
 from hd_zoo.weights.unwrap import check_finite, plain_weights, unwrap
 from hd_zoo.weights.words import listed, one_line
+from hd_zoo.wrappers.convert import CONVERTERS
 
 CONFIG = "config.json"
 #: What is written, and what is read: before the third, arguments had other names and meanings; see _upgraded.

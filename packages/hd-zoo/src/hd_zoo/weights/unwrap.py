@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.convert import CONVERTERS, Converter
 from hd_zoo.weights.words import one_line
+from hd_zoo.wrappers.convert import CONVERTERS, Converter
 
 #: Name of the wrapped module inside its wrapper: torch.compile's, and that of (Distributed)DataParallel.
 _WRAPPERS = ("_orig_mod", "module")

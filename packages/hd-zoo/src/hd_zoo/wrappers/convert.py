@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hd_zoo.field import Field, expand_times
-from hd_zoo.wrapper import Wrapper, call_network
+from hd_zoo.wrappers.wrapper import Wrapper, call_network
 
 
 class Converter(Wrapper):
