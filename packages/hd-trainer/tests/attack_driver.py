@@ -177,7 +177,7 @@ def kills(base: Path) -> list[str]:
     for kill, tear in moments:
         if tear and draw.random() > 0.15:
             continue
-        shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)
         first = attack(kill, tear)
         again = [attack(draw.randrange(number // 2))] if draw.random() < 0.15 else []  # killed while it tidies up
         last = in_child(command)
