@@ -82,7 +82,9 @@ def fresh_network(model: ModelSettings, context: Context) -> nn.Module:
             )
         except ValueError as error:
             raise UserError(f"model: {error}") from error
-    return network.to(context.device)
+    network = network.to(context.device)
+    _try(network, context.data, context.device, f"model {model.name}")
+    return network
 
 
 def read_network(folder: Path, device: torch.device) -> nn.Module:
@@ -115,7 +117,26 @@ def load_network(folder: Path, data: Dataset, device: torch.device) -> nn.Module
             f"the network in {folder} is for samples {tuple(network.sample_shape)} of {network.classes} classes, "
             f"the data set {data.name!r} has {data.shape} and {len(data.classes)}"
         )
+    _try(network, data, device, f"the network in {folder}")
     return network
+
+
+@torch.no_grad()
+def _try(network: nn.Module, data: Dataset, device: torch.device, name: str) -> None:
+    """Call the network once: whether it takes the data's conditions is seen before anything is trained.
+
+    Raises:
+        UserError: if it does not.
+    """
+    batch = data.train.read(torch.zeros(1, dtype=torch.long)).to(device)
+    try:
+        network(batch.x, batch.x.new_full((1,), 0.5), **batch.cond)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        conditions = ", ".join(batch.cond) or "none"
+        raise UserError(
+            f"{name} cannot be called with the data's samples and conditions ({conditions}): {reason}"
+        ) from error
 
 
 def make_student(network: nn.Module, seed: int) -> nn.Module:
