@@ -1,9 +1,10 @@
-"""Shared by all benchmarks: interleaved timing, medians and ratios, and a CSV that says where it was measured."""
+"""Shared by benchmarks and experiments: running by name, interleaved timing, a CSV that says where it was measured."""
 
 from __future__ import annotations
 
 import csv
 import ctypes
+import importlib
 import platform
 import statistics
 import sys
@@ -14,6 +15,23 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def run_by_name(folder: Path, helpers: set[str], arguments: list[str]) -> int:
+    """``python -m FOLDER NAME [options]``: run one of the folder's modules; without a name, list them. 2 if unknown."""
+    names = sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in helpers)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m {folder.name} NAME [--help]\n")
+        for name in names:
+            module = importlib.import_module(f"{folder.name}.{name.replace('-', '_')}")
+            print(f"  {name:18s} {(module.__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    if arguments[0] not in names:
+        print(f"{folder.name}: unknown name {arguments[0]!r}; known: {', '.join(names)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"{folder.name}.{arguments[0].replace('-', '_')}")
+    module.main(arguments[1:])
+    return 0
 
 
 def keep_freed_memory() -> None:
@@ -76,11 +94,11 @@ def machine() -> dict[str, object]:
     return facts
 
 
-def write_csv(name: str, rows: list[dict[str, object]]) -> Path:
-    """Write ``results/<name>.csv``: every row with the machine's facts and the command behind it."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
-    facts = {**machine(), "command": f"python -m benchmarks {' '.join(sys.argv[1:])}".strip()}
+def write_csv(name: str, rows: list[dict[str, object]], results: Path = RESULTS) -> Path:
+    """Write ``<results>/<name>.csv``: every row with the machine's facts and the command behind it."""
+    results.mkdir(exist_ok=True)
+    path = results / f"{name}.csv"
+    facts = {**machine(), "command": f"python -m {results.parent.name} {' '.join(sys.argv[1:])}".strip()}
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*columns, *facts])

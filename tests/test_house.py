@@ -162,7 +162,9 @@ def test_every_package_is_complete(package: str) -> None:
         assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
     assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert list((folder / "tests").glob("test_*.py")), f"{package} has no tests"
-    assert re.search(r'^__version__ = "\d+\.\d+\.\d+"$', (module / "__init__.py").read_text(), re.MULTILINE)
+    stated = re.search(r'\[tool\.hatch\.version\]\npath = "(.+)"', (folder / "pyproject.toml").read_text())
+    assert stated is not None
+    assert re.search(r'^__version__ = "\d+\.\d+\.\d+"$', (folder / stated[1]).read_text(), re.MULTILINE)
 
 
 def test_the_packages_share_one_version() -> None:

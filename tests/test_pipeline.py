@@ -79,7 +79,7 @@ def train_stage_2(student: nn.Module, teacher: GaussianTeacher, fake: nn.Module,
     levels, matching = UniformLevels(), DistributionMatchingLoss()
     tap = FeatureTap(eyes.requires_grad_(False), ["blocks.1"])
     torch.manual_seed(2)
-    critic = Discriminator([64], queries=2, head_width=16, hidden=32)
+    critic = Discriminator([64], num_queries=2, head_width=16, hidden=32)
     turns = {
         "student": torch.optim.Adam(student.parameters(), lr=1e-3, betas=(0.5, 0.99)),
         "fake": torch.optim.Adam(fake.parameters(), lr=2e-3),

@@ -1,8 +1,8 @@
-"""Write the README's figures from committed results, or check that they still agree.
+"""Write the tables of README.md and docs/results.md from committed results, or check that they still agree.
 
-python tools/update_readme.py             # the table, from benchmarks/results/digits_seeds.json
+python tools/update_readme.py             # the tables, from experiments/results and benchmarks/results
 python tools/update_readme.py --picture runs/seeds/0    # docs/digits.png too, from a run's folder
-python tools/update_readme.py --check     # exit 1 if the README's table is not the one of the results
+python tools/update_readme.py --check     # exit 1 if a page's table is not the one of the results
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS, PICTURE = ROOT / "README.md", ROOT / "benchmarks/results", ROOT / "docs/digits.png"
+PAGES = ("README.md", "docs/results.md")
+SEEDS = ROOT / "experiments/results/digits_seeds.json"
+DISCRIMINATORS = ROOT / "experiments/results/digits_adversary.csv"
+STEPS = ROOT / "benchmarks/results/meanflow_step.csv"
+PICTURE = ROOT / "docs/digits.png"
 NAMES = {
     "trajectory": "**stage 1**, trajectory",
     "distribution": "**stage 2**, distribution",
@@ -27,25 +31,42 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on a difference")
     parser.add_argument("--picture", type=Path, help="a finished run's folder, for docs/digits.png")
     options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    wanted = text
-    for name, lines in (("digits", digits_table()), ("adversary", adversary_table()), ("step", step_table())):
-        begin, end = f"<!-- {name} table: written by tools/update_readme.py -->", f"<!-- end of {name} table -->"
-        before, rest = wanted.split(begin)
-        wanted = "\n".join([before + begin, *lines, end]) + rest.split(end)[1]
+    tables = {"digits": digits_table(), "adversary": adversary_table(), "step": step_table()}
+    old = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
+    new = {name: with_tables(text, tables) for name, text in old.items()}
+    missing = [name for name in tables if not any(marker(name) in text for text in old.values())]
+    if missing:
+        parser.error(f"no page of {', '.join(PAGES)} has a place for the table {', '.join(missing)}")
     if options.check:
-        if wanted != text:
-            print("README.md's tables are not those of the results; run tools/update_readme.py", file=sys.stderr)
-        return int(wanted != text)
-    README.write_text(wanted, encoding="utf-8")
+        stale = [name for name in PAGES if new[name] != old[name]]
+        for name in stale:
+            print(f"{name}'s tables are not those of the results; run tools/update_readme.py", file=sys.stderr)
+        return int(bool(stale))
+    for name, text in new.items():
+        (ROOT / name).write_text(text, encoding="utf-8")
     if options.picture:
         draw(options.picture)
     return 0
 
 
+def marker(name: str) -> str:
+    """The comment that a table stands below."""
+    return f"<!-- {name} table: written by tools/update_readme.py -->"
+
+
+def with_tables(text: str, tables: dict[str, list[str]]) -> str:
+    """The page with what stands between each table's two comments replaced."""
+    for name, lines in tables.items():
+        end = f"<!-- end of {name} table -->"
+        if marker(name) in text:
+            before, rest = text.split(marker(name))
+            text = "\n".join([before + marker(name), *lines, end]) + rest.split(end)[1]
+    return text
+
+
 def digits_table() -> list[str]:
     """The main job as a Markdown table: means over the seeds, the range of the distance in brackets."""
-    results = json.loads((RESULTS / "digits_seeds.json").read_text(encoding="utf-8"))
+    results = json.loads(SEEDS.read_text(encoding="utf-8"))
     lines = [
         "| | steps | FD-digits (range) | KID | precision | recall | class accuracy | calls | images/s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -67,12 +88,12 @@ def digits_table() -> list[str]:
 
 
 def adversary_table() -> list[str]:
-    """Stage 2 with no adversary, GAP and AWD: means and ranges over the seeds."""
+    """Stage 2 without a discriminator, with GAP and with AWD: means and ranges over the seeds."""
     names = {"none": "none", "gap": "GAP: mean over tokens", "awd": "AWD: learned weights"}
     found: dict[str, list[dict[str, str]]] = {name: [] for name in names}
-    for row in _csv("digits_adversary"):
+    for row in _csv(DISCRIMINATORS):
         found[row["adversary"]].append(row)
-    lines = ["| adversary | FD-digits (range) | KID | precision | recall |", "|---|---:|---:|---:|---:|"]
+    lines = ["| discriminator | FD-digits (range) | KID | precision | recall |", "|---|---:|---:|---:|---:|"]
     for name, title in names.items():
         values = {key: [float(row[key]) for row in found[name]] for key in ("fd", "kid", "precision", "recall")}
         mean = {key: sum(one) / len(one) for key, one in values.items()}
@@ -90,7 +111,7 @@ def step_table() -> list[str]:
         "meanflow_difference_teacher": "with a teacher, difference",
     }
     ratios: dict[str, dict[str, str]] = {}
-    for row in _csv("meanflow_step"):
+    for row in _csv(STEPS):
         ratios.setdefault(row["network"], {})[row["case"]] = row["ratio_to_flow_matching"]
     lines = [f"| network | {' | '.join(cases.values())} |", "|---|" + "---:|" * len(cases)]
     for network, found in ratios.items():
@@ -99,8 +120,8 @@ def step_table() -> list[str]:
     return lines
 
 
-def _csv(name: str) -> list[dict[str, str]]:
-    with open(RESULTS / f"{name}.csv", newline="", encoding="utf-8") as file:
+def _csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -1,13 +1,16 @@
 """The fake score's loss: its value, its minimum, and the one network it reaches."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from dmd_helpers import MLP, Gaussian, Recorder, seeded
+from torch import Tensor
 
 from hd_dmd import LogitNormalLevels, UniformLevels, fake_score_loss, noised
 
 
-def test_value_is_flow_matching_on_the_sample():
+def test_value_is_flow_matching_on_the_sample() -> None:
     fake, x = MLP().double(), torch.randn(8, 2, dtype=torch.float64)
     output = fake_score_loss(fake, x, noise_levels=LogitNormalLevels(), generator=seeded())
     x_t, t, n = noised(x, LogitNormalLevels(), seeded())
@@ -18,13 +21,13 @@ def test_value_is_flow_matching_on_the_sample():
     assert not output.squared_error.requires_grad
 
 
-def test_a_field_that_knows_the_sample_has_no_loss():
+def test_a_field_that_knows_the_sample_has_no_loss() -> None:
     """v = (x_t - x) / t on the line from x: the target is exactly n - x, with this sign."""
     x = torch.randn(16, 3, dtype=torch.float64)
     assert fake_score_loss(lambda x_t, t: (x_t - x) / t[:, None], x).loss < 1e-20
 
 
-def test_gradient_reaches_the_fake_score_and_never_the_student():
+def test_gradient_reaches_the_fake_score_and_never_the_student() -> None:
     student, fake = MLP().double(), MLP().double()
     x = student(torch.randn(8, 2, dtype=torch.float64), torch.ones(8))
     fake_score_loss(fake, x).loss.backward()
@@ -32,12 +35,12 @@ def test_gradient_reaches_the_fake_score_and_never_the_student():
     assert all(p.grad is None for p in student.parameters())
 
 
-def test_exact_velocity_is_a_stationary_point():
+def test_exact_velocity_is_a_stationary_point() -> None:
     """For student samples N(m, s^2) the loss is least at the closed form: any change raises it."""
     data = Gaussian(0.7, 0.4)
     x = data.draw(200_000, 1)
 
-    def loss(offset, slope):
+    def loss(offset: float, slope: float) -> float:
         return fake_score_loss(
             lambda x_t, t: data(x_t, t) + offset + slope * x_t, x, generator=seeded(), noise_levels=UniformLevels()
         ).loss.item()
@@ -48,13 +51,13 @@ def test_exact_velocity_is_a_stationary_point():
 
 
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.9])
-def test_affine_fake_score_recovers_the_closed_form(t):
+def test_affine_fake_score_recovers_the_closed_form(t: float) -> None:
     """At one noise level the minimum over affine fields is E[n - x | x_t]; found by Newton's method."""
     data = Gaussian(0.7, 0.4)
     x = data.draw(400_000, 1)
     weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
 
-    def loss(weights):
+    def loss(weights: Tensor) -> Tensor:
         return fake_score_loss(
             lambda x_t, _: weights[0] + weights[1] * x_t,
             x,
@@ -71,7 +74,7 @@ def test_affine_fake_score_recovers_the_closed_form(t):
 
 
 @pytest.mark.slow
-def test_mlp_fake_score_recovers_the_closed_form():
+def test_mlp_fake_score_recovers_the_closed_form() -> None:
     """Trained over all levels: within 10 % (RMS) of the velocity of the student's distribution."""
     data, fake = Gaussian(0.7, 0.4), MLP(1, 32)
     optimiser = torch.optim.Adam(fake.parameters(), lr=1e-2)
@@ -87,7 +90,7 @@ def test_mlp_fake_score_recovers_the_closed_form():
     assert (fake(x_t, t) - exact).square().mean().sqrt() < 0.1 * exact.square().mean().sqrt()
 
 
-def test_conditions_and_generator_reach_the_field():
+def test_conditions_and_generator_reach_the_field() -> None:
     fake = Recorder(Gaussian(0.7, 0.4))
     x, label = torch.randn(4, 2), torch.arange(4)
     before = torch.get_rng_state()
@@ -104,10 +107,10 @@ def test_conditions_and_generator_reach_the_field():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_dtypes(dtype):
+def test_dtypes(dtype: torch.dtype) -> None:
     fake, seen = MLP().to(dtype), []
 
-    def field(x, t):
+    def field(x: Tensor, t: Tensor) -> Tensor:
         seen.append(x.dtype)
         return fake(x, t)
 
@@ -119,11 +122,11 @@ def test_dtypes(dtype):
     assert all(p.grad.dtype == dtype for p in fake.parameters())
 
 
-def test_default_levels_are_those_of_the_matching_loss():
+def test_default_levels_are_those_of_the_matching_loss() -> None:
     output = fake_score_loss(lambda x, t: x, torch.randn(16, 1), generator=seeded())
     assert torch.equal(output.t, UniformLevels().sample(16, seeded()))
 
 
-def test_a_wrong_shape_is_named():
+def test_a_wrong_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"the fake field must return x's shape \(4, 2\); got \(4,\)"):
         fake_score_loss(lambda x, t: x[:, 0], torch.randn(4, 2))

@@ -1,9 +1,11 @@
 """The two losses together: a student's distribution moves onto the teacher's."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from dmd_helpers import MLP, Gaussian
-from torch import nn
+from torch import Tensor, nn
 
 from hd_dmd import DistributionMatchingLoss, UniformLevels, fake_score_loss
 
@@ -11,15 +13,15 @@ from hd_dmd import DistributionMatchingLoss, UniformLevels, fake_score_loss
 class Affine(nn.Module):
     """Student: x = a + b z."""
 
-    def __init__(self, mean, std):
+    def __init__(self, mean: float, std: float) -> None:
         super().__init__()
         self.mean, self.std = nn.Parameter(torch.tensor(mean)), nn.Parameter(torch.tensor(std))
 
-    def forward(self, z):
+    def forward(self, z: Tensor) -> Tensor:
         return self.mean + self.std * z
 
 
-def test_with_an_exact_fake_score_the_student_lands_on_the_teacher():
+def test_with_an_exact_fake_score_the_student_lands_on_the_teacher() -> None:
     real, student = Gaussian(0.7, 0.4), Affine(1.5, 1.0)
     optimiser = torch.optim.SGD(student.parameters(), lr=0.1)
     for _ in range(300):
@@ -33,7 +35,7 @@ def test_with_an_exact_fake_score_the_student_lands_on_the_teacher():
 
 
 @pytest.mark.slow
-def test_with_a_learnt_fake_score_the_student_lands_on_the_teacher():
+def test_with_a_learnt_fake_score_the_student_lands_on_the_teacher() -> None:
     """Two time scales: five fake-score steps per student step."""
     real, student, fake = Gaussian(0.7, 0.4), Affine(1.2, 0.8), MLP(1, 32)
     student_optimiser = torch.optim.Adam(student.parameters(), lr=1e-2, betas=(0.5, 0.9))

@@ -1,25 +1,30 @@
 """The derivative through a transformer-like field: fused attention, finite differences, autocast."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from meanflow_helpers import Attention, Recorder
+from torch import Tensor
 
 from hd_meanflow import MeanFlowLoss, UniformTimes, interpolate, total_derivative
 
 
-def draw_batch():
+def draw_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x_t and v (6, 5, 4), t and r (6,), float64."""
     x, v = torch.randn(2, 6, 5, 4, dtype=torch.float64)
     t = torch.linspace(0.4, 0.9, 6, dtype=torch.float64)
     return x, v, t, t * torch.linspace(0, 0.8, 6, dtype=torch.float64)
 
 
-def attention_flags():
+def attention_flags() -> tuple[bool, bool, bool]:
     cuda = torch.backends.cuda
     return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
 
 
-def test_jvp_matches_functorch_and_finite_differences():
+def test_jvp_matches_functorch_and_finite_differences() -> None:
     net = Attention().double()
     x, v, t, r = draw_batch()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -34,14 +39,14 @@ def test_jvp_matches_functorch_and_finite_differences():
     assert got.abs().max() > 0.1
 
 
-def test_the_two_methods_agree():
+def test_the_two_methods_agree() -> None:
     net = Attention().double()
     x, v, t, r = draw_batch()
     fine = total_derivative(net, x, t, r, v, method="difference", step=1e-4)
     torch.testing.assert_close(total_derivative(net, x, t, r, v), fine, atol=1e-6, rtol=0)
 
 
-def test_attention_takes_the_math_path_around_the_jvp_alone():
+def test_attention_takes_the_math_path_around_the_jvp_alone() -> None:
     field = Recorder(Attention())
     before = attention_flags()
     assert before[0], "fused attention is on by default; without it this test shows nothing"
@@ -52,8 +57,8 @@ def test_attention_takes_the_math_path_around_the_jvp_alone():
     assert attention_flags() == before
 
 
-def test_attention_backend_is_restored_when_the_field_fails():
-    def broken(x, t, r):
+def test_attention_backend_is_restored_when_the_field_fails() -> None:
+    def broken(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
         raise ArithmeticError
 
     before = attention_flags()
@@ -63,14 +68,14 @@ def test_attention_backend_is_restored_when_the_field_fails():
     assert attention_flags() == before
 
 
-def test_difference_leaves_the_fused_kernels_on():
+def test_difference_leaves_the_fused_kernels_on() -> None:
     field = Recorder(Attention())
     x, t = torch.randn(2, 5, 4), torch.tensor([0.5, 0.6])
     total_derivative(field, x, t, t / 2, x, method="difference")
     assert [call["math_only"] for call in field.calls] == [False, False]
 
 
-def test_a_change_of_attention_kernel_leaves_the_loss_alone():
+def test_a_change_of_attention_kernel_leaves_the_loss_alone() -> None:
     """The math path inside the derivative and the fused one outside belong to the same function."""
     net = Attention()
     x, noise = torch.randn(2, 8, 5, 4)
@@ -84,13 +89,13 @@ def test_a_change_of_attention_kernel_leaves_the_loss_alone():
 
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
 @pytest.mark.parametrize("shared_teacher", [False, True])
-def test_under_autocast_the_gradient_arrives(derivative, shared_teacher):
+def test_under_autocast_the_gradient_arrives(derivative: Any, shared_teacher: bool) -> None:
     """bfloat16 autocast: every parameter gets a gradient that points where the float32 one does."""
     net = Attention()
     x, noise = torch.randn(2, 32, 5, 4)
     loss = MeanFlowLoss(times=UniformTimes(interval_share=0.5), derivative=derivative, step=0.05)
 
-    def gradients(enabled):
+    def gradients(enabled: bool) -> Tensor:
         net.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             teacher = net if shared_teacher else None
@@ -106,7 +111,9 @@ def test_under_autocast_the_gradient_arrives(derivative, shared_teacher):
 
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
 @pytest.mark.parametrize("shared_teacher", [False, True])
-def test_autocast_cache_is_cleared_before_the_graph_is_built(monkeypatch, derivative, shared_teacher):
+def test_autocast_cache_is_cleared_before_the_graph_is_built(
+    monkeypatch: pytest.MonkeyPatch, derivative: Any, shared_teacher: bool
+) -> None:
     """Older torch releases reuse casts made under no_grad, and lose the gradient: none may be left over."""
     events = []
     clear = torch.clear_autocast_cache
@@ -124,7 +131,7 @@ def test_autocast_cache_is_cleared_before_the_graph_is_built(monkeypatch, deriva
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
-def test_teacher_casts_are_cleared_too_without_an_interval(monkeypatch, derivative):
+def test_teacher_casts_are_cleared_too_without_an_interval(monkeypatch: pytest.MonkeyPatch, derivative: Any) -> None:
     cleared = []
     clear = torch.clear_autocast_cache
     monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (cleared.append(1), clear()))
@@ -135,7 +142,7 @@ def test_teacher_casts_are_cleared_too_without_an_interval(monkeypatch, derivati
         assert cleared
 
 
-def test_conditions_reach_the_derivative_per_sample():
+def test_conditions_reach_the_derivative_per_sample() -> None:
     """A per-sample condition goes with its sample: the derivative of each sample alone is the same."""
     net = Attention().double()
     x, noise = torch.randn(2, 4, 5, 4, dtype=torch.float64)

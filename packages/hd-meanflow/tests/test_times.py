@@ -1,5 +1,10 @@
 """Time samplers: exact counts, ranges, the law of each marginal, determinism."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +19,9 @@ share = st.floats(0, 1, allow_nan=False)
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @given(batch=st.integers(1, 64), interval_share=share, endpoint_share=share)
-def test_counts_are_exact_and_times_lie_in_the_triangle(sampler, batch, interval_share, endpoint_share):
+def test_counts_are_exact_and_times_lie_in_the_triangle(
+    sampler: Any, batch: int, interval_share: float, endpoint_share: float
+) -> None:
     times = sampler(interval_share=interval_share, endpoint_share=endpoint_share)
     t, r = times.sample(batch, torch.Generator().manual_seed(batch))
     assert t.shape == r.shape == (batch,)
@@ -26,28 +33,28 @@ def test_counts_are_exact_and_times_lie_in_the_triangle(sampler, batch, interval
     assert int(ends.sum()) == round(endpoint_share * intervals)
 
 
-def cdf_of_one_draw(sampler):
+def cdf_of_one_draw(sampler: Any) -> Callable[[Any], Any]:
     if sampler is UniformTimes:
         return stats.uniform.cdf
     return lambda s: stats.norm.cdf(torch.logit(torch.as_tensor(s)).numpy(), loc=-0.4, scale=1.0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_times_without_an_interval_follow_a_single_draw(sampler):
+def test_times_without_an_interval_follow_a_single_draw(sampler: Any) -> None:
     t, r = sampler(interval_share=0.0).sample(20_000, torch.Generator().manual_seed(1))
     assert torch.equal(t, r)
     assert stats.kstest(t.numpy(), cdf_of_one_draw(sampler)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_interval_ends_follow_maximum_and_minimum_of_two_draws(sampler):
+def test_interval_ends_follow_maximum_and_minimum_of_two_draws(sampler: Any) -> None:
     t, r = sampler(interval_share=1.0).sample(20_000, torch.Generator().manual_seed(2))
     one = cdf_of_one_draw(sampler)
     assert stats.kstest(t.numpy(), lambda s: one(s) ** 2).pvalue > 1e-3
     assert stats.kstest(r.numpy(), lambda s: 1 - (1 - one(s)) ** 2).pvalue > 1e-3
 
 
-def test_mean_and_std_are_those_of_the_logit():
+def test_mean_and_std_are_those_of_the_logit() -> None:
     t, _ = LogitNormalTimes(mean=0.8, std=0.5, interval_share=0.0).sample(50_000, torch.Generator().manual_seed(3))
     logit = torch.logit(t)
     assert logit.mean().item() == pytest.approx(0.8, abs=0.02)
@@ -55,7 +62,7 @@ def test_mean_and_std_are_those_of_the_logit():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_generator_decides_and_the_global_state_is_left_alone(sampler):
+def test_a_generator_decides_and_the_global_state_is_left_alone(sampler: Any) -> None:
     before = torch.get_rng_state()
     first = sampler().sample(32, torch.Generator().manual_seed(5))
     again = sampler().sample(32, torch.Generator().manual_seed(5))
@@ -67,7 +74,7 @@ def test_a_generator_decides_and_the_global_state_is_left_alone(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_without_a_generator_the_global_seed_decides(sampler):
+def test_without_a_generator_the_global_seed_decides(sampler: Any) -> None:
     torch.manual_seed(7)
     first = sampler().sample(8)[0]
     torch.manual_seed(7)
@@ -75,6 +82,6 @@ def test_without_a_generator_the_global_seed_decides(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_drawn_on_the_generators_device_then_moved(sampler):
+def test_drawn_on_the_generators_device_then_moved(sampler: Any) -> None:
     t, r = sampler().sample(4, torch.Generator(), "meta")
     assert t.device.type == r.device.type == "meta"

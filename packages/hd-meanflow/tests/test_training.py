@@ -1,13 +1,18 @@
 """A small network trained with MeanFlowLoss finds the mean velocity of Gaussian data."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from meanflow_helpers import GAUSSIAN, MLP
+from torch import nn
 
 from hd_meanflow import MeanFlowLoss, UniformTimes, interpolate, jump
 
 
-def trained(loss, teacher, steps, batch):
+def trained(loss: MeanFlowLoss, teacher: Any, steps: int, batch: int) -> nn.Module:
     net = MLP(1, 48)
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -22,7 +27,7 @@ def trained(loss, teacher, steps, batch):
 
 
 @torch.no_grad()
-def relative_error(net):
+def relative_error(net: nn.Module) -> float:
     """RMS error of u over intervals and states where the data lives, relative to the RMS of u."""
     t, r = UniformTimes(interval_share=1.0).sample(4096, torch.Generator().manual_seed(9))
     x0 = GAUSSIAN.mean + GAUSSIAN.std * torch.randn(4096, 1)
@@ -42,7 +47,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_training_recovers_the_mean_velocity(case):
+def test_training_recovers_the_mean_velocity(case: str) -> None:
     use_teacher, settings, batch, tolerance = CASES[case]
     loss = MeanFlowLoss(times=UniformTimes(interval_share=0.75), **settings)
     net = trained(loss, GAUSSIAN.teacher if use_teacher else None, 2000, batch)
@@ -56,7 +61,7 @@ def test_training_recovers_the_mean_velocity(case):
 
 
 @pytest.mark.slow
-def test_flow_matching_alone_does_not_give_the_mean_velocity():
+def test_flow_matching_alone_does_not_give_the_mean_velocity() -> None:
     """The tolerance means something: without intervals the same network misses u by far more."""
     loss = MeanFlowLoss(times=UniformTimes(interval_share=0.0))
     assert relative_error(trained(loss, GAUSSIAN.teacher, 300, 256)) > 0.15

@@ -57,6 +57,7 @@ def test_names_of_arguments_before_are_still_read(tmp_path: Path) -> None:
     saved = to_student(create_model("dit_nano_2", width=16, depth=1, num_heads=2))
     folder = save_pretrained(saved, tmp_path)
     config = json.loads((folder / CONFIG).read_text())
+    config["format"] = "hd-zoo/1"
     for then, now in (("interval", "r_embedding"), ("heads", "num_heads")):
         config["arguments"][then] = config["arguments"].pop(now)
     (folder / CONFIG).write_text(json.dumps(config))
@@ -68,6 +69,35 @@ def test_names_of_arguments_before_are_still_read(tmp_path: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(ValueError, match="unknown argument 'heads'"):  # both names: which is meant?
         from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("layer", 1e-6), ("rms", None)])
+def test_queries_of_networks_before_keep_their_norm(norm: str, eps: float | None, tmp_path: Path) -> None:
+    """``qk_norm: true`` was the blocks' kind, with an eps of 1e-6 for LayerNorm too."""
+    saved = randomised(create_model("dit_nano_2", width=16, depth=1, norm=norm, qk_norm=norm, qk_norm_eps=eps)).eval()
+    folder = save_pretrained(saved, tmp_path)
+    config = json.loads((folder / CONFIG).read_text())
+    config["format"] = "hd-zoo/1"
+    config["arguments"]["qk_norm"] = True
+    del config["arguments"]["qk_norm_eps"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    found = from_pretrained(folder)
+    assert found.blocks[0].attn.q_norm.eps == found.blocks[0].attn.k_norm.eps == 1e-6
+    x, t, _, _ = draw_batch(saved)
+    assert torch.equal(found(x, t), saved(x, t))
+    config["arguments"]["qk_norm"] = False
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"unexpected blocks\.0\.attn\.k_norm"):
+        from_pretrained(folder)
+
+
+def test_no_early_blocks_stood_for_the_usual_number_before(tmp_path: Path) -> None:
+    saved = create_model("dit_nano_2", width=16, depth=7, r_embedding="decoupled", early_blocks=0)
+    folder = save_pretrained(saved, tmp_path)
+    assert from_pretrained(folder).early_blocks == 0
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "format": "hd-zoo/1"}))
+    assert from_pretrained(folder).early_blocks == 5
 
 
 def test_dtype_casts_on_loading(network: nn.Module, folder: Path) -> None:
@@ -189,7 +219,7 @@ def test_a_pickle_is_not_opened(folder: Path) -> None:
         ),
         (
             lambda w: w.update({"patch_embed.bias": torch.ones(16, dtype=torch.int8)}),
-            "patch_embed.bias has dtype torch.int8, not a floating-point one",
+            "patch_embed.bias holds other than floating-point numbers",
         ),
         (lambda w: [w.pop(key) for key in list(w) if "blocks" in key], r"missing blocks.*; and \d+ more"),
     ],
@@ -213,7 +243,8 @@ def test_weights_that_do_not_fit(folder: Path, change: Callable[[dict[str, Any]]
         ({"arguments": {"__class__": "x"}}, "unknown argument '__class__'"),
         ({"arguments": {"width": "16; import os"}}, "'width' of 'transformer' must be int"),
         ({"arguments": {"depth": [1]}}, "'depth' of 'transformer' must be int"),
-        ({"format": "hd-zoo/3"}, 'does not say "format": "hd-zoo/1"'),
+        ({"format": "hd-zoo/4"}, 'does not say "format": "hd-zoo/3"'),
+        ({"arguments": {"depth": 10**12}}, "1000000000000 blocks, but 22 tensors"),
         ({"format": None}, "not a model of this package"),
     ],
 )

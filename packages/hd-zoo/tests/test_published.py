@@ -20,17 +20,18 @@ from hd_zoo import DiffusedNoise, DiffusionTransformer, from_pretrained, save_pr
 from hd_zoo.weights.published import load_published, read_weights
 
 SIZE, WIDTH, DEPTH, HEADS, CLASSES = 8, 32, 3, 2, 5
+EARLY = 2  # blocks of the small DMF that are shown t
 SMALL = {"image_size": SIZE, "width": WIDTH, "depth": DEPTH, "num_heads": HEADS, "classes": CLASSES}
 
 
 class PlainAttention(nn.Module):
     """Queries, keys and values side by side, each split into heads; softmax written out."""
 
-    def __init__(self, turn: Callable[[Tensor], Tensor], qk_norm: bool) -> None:
+    def __init__(self, turn: Callable[[Tensor], Tensor], qk_norm: str | None) -> None:
         super().__init__()
         self.qkv, self.proj, self.turn = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH), turn
         if qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(WIDTH // HEADS), RMSNorm(WIDTH // HEADS)
+            self.q_norm, self.k_norm = (QK_NORMS[qk_norm](WIDTH // HEADS) for _ in range(2))
         else:
             self.q_norm = self.k_norm = lambda h: h
 
@@ -50,6 +51,32 @@ class RMSNorm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return self.weight * h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+class ScaledRMSNorm(nn.Module):
+    """DMF's name for the same weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) * self.scale
+
+
+class TimmNorm(nn.Module):
+    """timm's LayerNorm of queries and keys: PyTorch's own eps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        centred = h - h.mean(-1, keepdim=True)
+        return self.weight * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() + self.bias
+
+
+QK_NORMS = {"rms": RMSNorm, "scale": ScaledRMSNorm, "layer": TimmNorm}
 
 
 class PlainMLP(nn.Module):
@@ -73,6 +100,12 @@ class SwiGLU(nn.Module):
         return self.w3(a * torch.sigmoid(a) * b)
 
 
+def waves(t: Tensor) -> Tensor:
+    """128 cosines, then as many sines, from frequency 1 to nearly 1 / 10,000."""
+    angles = torch.stack([t * 10000 ** (-j / 128) for j in range(128)], dim=1)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
 def layer_norm(h: Tensor) -> Tensor:
     return F.layer_norm(h, h.shape[-1:], eps=1e-6)
 
@@ -80,7 +113,7 @@ def layer_norm(h: Tensor) -> Tensor:
 class PlainBlock(nn.Module):
     """adaLN-zero: shift, scale and gate of attention, then of the MLP."""
 
-    def __init__(self, lightning: bool, turn: Callable[[Tensor], Tensor], qk_norm: bool) -> None:
+    def __init__(self, lightning: bool, turn: Callable[[Tensor], Tensor], qk_norm: str | None) -> None:
         super().__init__()
         self.norm1 = RMSNorm(WIDTH) if lightning else layer_norm
         self.norm2 = RMSNorm(WIDTH) if lightning else layer_norm
@@ -94,15 +127,33 @@ class PlainBlock(nn.Module):
 
 
 class Plain(nn.Module):
-    """DiT / SiT, or LightningDiT: the network of (x, t, y) with the papers' own clock and output."""
+    """DiT / SiT, or LightningDiT: the network of (x, t, y) with the papers' own clock and output.
 
-    def __init__(self, *, lightning: bool = False, patch: int, channels: int, variance: bool, qk_norm: bool = False):
+    With ``student="meanflow"`` also MeanFlow's embedding of t - r, with "dmf" DMF's two parts of t and of r.
+    """
+
+    def __init__(
+        self,
+        *,
+        lightning: bool = False,
+        patch: int = 2,
+        channels: int = 4,
+        variance: bool = False,
+        qk_norm: str | None = None,
+        student: str | None = None,
+    ) -> None:
         super().__init__()
+        self.student = student
         self.patch, self.channels, self.grid = patch, channels, SIZE // patch
         self.out = (2 if variance else 1) * channels
         self.x_embedder, self.t_embedder, self.y_embedder = nn.Module(), nn.Module(), nn.Module()
         self.x_embedder.proj = nn.Conv2d(channels, WIDTH, patch, stride=patch)
         self.t_embedder.mlp = nn.Sequential(nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        if student == "meanflow":
+            self.r_embedder = nn.Module()
+            self.r_embedder.mlp = nn.Sequential(nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        if student == "dmf":
+            self.logvar_linear = nn.Linear(256, 1)
         self.y_embedder.embedding_table = nn.Embedding(CLASSES + 1, WIDTH)
         self.pos_embed = nn.Parameter(self.sines()[None], requires_grad=False)
         turn = self.turn if lightning else lambda h: h
@@ -137,12 +188,15 @@ class Plain(nn.Module):
         pairs = torch.view_as_complex(h.reshape(*h.shape[:-1], half, 2).contiguous())
         return torch.view_as_real(pairs * torch.tensor(factors, dtype=pairs.dtype)).flatten(-2)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None) -> Tensor:
         h = self.x_embedder.proj(x).flatten(2).transpose(1, 2) + self.pos_embed
-        angles = torch.stack([t * 10000 ** (-j / 128) for j in range(128)], dim=1)
-        c = self.t_embedder.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
-        c = c + self.y_embedder.embedding_table(y)
-        for block in self.blocks:
+        label = self.y_embedder.embedding_table(y)
+        c = self.t_embedder.mlp(waves(t)) + label
+        if self.student == "meanflow":
+            c = c + self.r_embedder.mlp(waves(t - r))
+        for index, block in enumerate(self.blocks):
+            if self.student == "dmf" and index == EARLY:
+                c = self.t_embedder.mlp(waves(r)) + label
             h = block(h, c)
         shift, scale = self.final_layer.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=2)
         h = self.final_layer.linear(self.final_layer.norm_final(h) * (1 + scale) + shift)
@@ -239,8 +293,8 @@ def test_repa(inputs: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patch", [1, 2])
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_lightningdit(patch: int, qk_norm: bool, inputs: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("qk_norm", [None, "rms", "layer"])
+def test_lightningdit(patch: int, qk_norm: str | None, inputs: Any, tmp_path: Path) -> None:
     network = Plain(lightning=True, patch=patch, channels=32, variance=False, qk_norm=qk_norm)
     path = write(network, tmp_path / "lightning.pt", **{"feat_rope.freqs_cos": torch.ones(3)})
     field = doubled(load_published(path, f"lightningdit_b_{patch}", **SMALL, qk_norm=qk_norm))
@@ -271,14 +325,117 @@ def test_every_usual_nesting(place: str | None, prefix: str, sit: Plain, tmp_pat
         assert all(torch.equal(found[name], tensor) for name, tensor in sit.state_dict().items())
 
 
-def test_safetensors_and_half_precision(sit: Plain, inputs: Any, tmp_path: Path) -> None:
-    weights = {name: tensor.half().contiguous() for name, tensor in sit.state_dict().items()}
+@pytest.mark.parametrize(("half", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.05)])
+def test_safetensors_and_half_precision(
+    half: torch.dtype, tolerance: float, sit: Plain, inputs: Any, tmp_path: Path
+) -> None:
+    """Fixed positions are compared at the file's own precision."""
+    weights = {name: tensor.to(half).contiguous() for name, tensor in sit.state_dict().items()}
     save_file(weights, tmp_path / "a.safetensors")
     field = load_published(tmp_path / "a.safetensors", "sit_s_2", **SMALL)
     assert {one.dtype for one in field.state_dict().values()} == {torch.float32}
     x, t, labels = inputs(dtype=torch.float32)
     expected = -sit(x, 1 - t, labels)
-    assert (field(x, t, labels=labels) - expected).norm() < 0.01 * expected.norm()
+    assert (field(x, t, labels=labels) - expected).norm() < tolerance * expected.norm()
+    weights["pos_embed"] = weights["pos_embed"] + 0.01
+    save_file(weights, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="pos_embed differs from the fixed"):
+        load_published(tmp_path / "b.safetensors", "sit_s_2", **SMALL)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norms_of_small_queries_and_keys(kind: str, inputs: Any, tmp_path: Path) -> None:
+    """Where eps shows: timm's 1e-5 for LayerNorm, 1e-6 for RMSNorm."""
+    network = Plain(qk_norm=kind)
+    with torch.no_grad():
+        for block in network.blocks:
+            block.attn.qkv.weight[: 2 * WIDTH] *= 1e-3
+            block.attn.qkv.bias[: 2 * WIDTH] *= 1e-3
+    path = write(network, tmp_path / "a.pt")
+    x, t, labels = inputs()
+    expected = network.double()(x, t, labels)
+    field = doubled(load_published(path, "repa_xl_2", **SMALL, qk_norm=kind))
+    torch.testing.assert_close(field(x, t, labels=labels), expected, atol=1e-7, rtol=1e-7)
+    other = doubled(load_published(path, "repa_xl_2", **SMALL, qk_norm=kind, qk_norm_eps=3e-6))
+    assert (other(x, t, labels=labels) - expected).abs().max() > 1e-3
+
+
+def test_meanflow(inputs: Any, tmp_path: Path) -> None:
+    """Two times as here: t = 0 is data, and an embedding of t - r beside t's."""
+    network = Plain(student="meanflow")
+    field = doubled(load_published(write(network, tmp_path / "a.pt"), "meanflow_b_2", **SMALL))
+    x, t, labels = inputs()
+    r = torch.tensor([0.0, 0.5, 0.2], dtype=torch.float64)
+    expected = network.double()(x, t, labels, r)
+    torch.testing.assert_close(field(x, t, r, labels=labels), expected, atol=1e-7, rtol=1e-7)
+    at_t = network(x, t, labels, t)
+    torch.testing.assert_close(field(x, t, labels=labels), at_t, atol=1e-7, rtol=1e-7)
+    assert (at_t - expected)[0].abs().max() > 1e-3  # r matters
+    assert field.takes_r
+
+
+@pytest.mark.parametrize("qk_norm", [None, "scale"])
+def test_dmf(qk_norm: str | None, inputs: Any, tmp_path: Path) -> None:
+    """The first blocks are shown t, the others and the head r; what weighed the loss is left out."""
+    network = Plain(student="dmf", qk_norm=qk_norm)
+    settings = {**SMALL, "early_blocks": EARLY, "qk_norm": qk_norm and "rms"}
+    field = doubled(load_published(write(network, tmp_path / "a.pt"), "dmf_xl_2", **settings))
+    x, t, labels = inputs()
+    r = torch.tensor([0.0, 0.5, 0.2], dtype=torch.float64)
+    expected = network.double()(x, t, labels, r)
+    torch.testing.assert_close(field(x, t, r, labels=labels), expected, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(field(x, t, labels=labels), network(x, t, labels, t), atol=1e-7, rtol=1e-7)
+    assert (network(x, t, labels, t) - expected)[0].abs().max() > 1e-3
+    again = doubled(from_pretrained(save_pretrained(field.float(), tmp_path / "a")))
+    torch.testing.assert_close(again(x, t, r, labels=labels), expected, atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "message"),
+    [
+        ("sit_s_2", {"student": "meanflow"}, r"has an embedding of t - r \(MeanFlow\): meanflow_\*"),
+        ("meanflow_b_2", {}, r"missing interval_embed\.mlp\.0"),
+        ("repa_xl_2", {"qk_norm": "layer"}, 'qk_norm="layer" reads it'),
+        ("repa_xl_2", {"qk_norm": "scale"}, 'qk_norm="rms" reads it'),
+    ],
+)
+def test_a_network_of_another_kind_is_named(name: str, network: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_published(write(Plain(**network), tmp_path / "a.pt"), name, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["net.blocks.layers_0.attn.qkv._flax_linear.kernel"], "a JAX checkpoint .*, whose layout is not read here"),
+        (["net.map_layer0.weight", "net.enc.32x32_conv.weight"], "py-meanflow's CIFAR-10 network is a U-Net"),
+    ],
+)
+def test_other_layouts_are_refused_in_one_line(names: list[str], message: str, tmp_path: Path) -> None:
+    torch.save({name: torch.ones(2) for name in names}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_published(tmp_path / "a.pt", "meanflow_xl_2", **SMALL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite(bad: float, sit: Plain, tmp_path: Path) -> None:
+    with torch.no_grad():
+        sit.blocks[1].mlp.fc1.bias[3] = bad
+    with pytest.raises(ValueError, match=r"not finite: blocks\.1\.mlp\.0\.bias has 1 of 128 NaN or inf"):
+        load_published(write(sit, tmp_path / "a.pt"), "sit_s_2", **SMALL)
+
+
+def test_a_path_that_is_not_utf8(sit: Plain, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a\xff.pt")
+    torch.save(sit.state_dict(), tmp_path / "a.pt")
+    (tmp_path / "a.pt").rename(path)
+    assert isinstance(load_published(path, "sit_s_2", **SMALL), DiffusionTransformer)
+    with pytest.raises(ValueError, match=r"a\\udcff\.pt: these are not the weights"):
+        load_published(path, "repa_xl_2", **SMALL)
+    path = path.rename(path.with_suffix(".safetensors"))
+    with pytest.raises(ValueError, match=r"a\\udcff\.safetensors cannot be read as weights alone"):
+        load_published(path, "sit_s_2", **SMALL)
 
 
 def test_what_is_loaded_can_be_saved_and_trained(checkpoint: Path, inputs: Any, tmp_path: Path) -> None:
@@ -353,7 +510,7 @@ def changed(sit: Plain, tmp_path: Path, change: Callable[[dict[str, Tensor]], An
     return tmp_path / "a.pt"
 
 
-def test_every_key_at_fault_is_named(sit: Plain, tmp_path: Path) -> None:
+def test_the_first_keys_at_fault_are_named_in_a_short_line(sit: Plain, tmp_path: Path) -> None:
     def change(weights: dict[str, Tensor]) -> None:
         for name in ("x_embedder.proj.bias", "blocks.1.attn.qkv.weight", "blocks.2.attn.proj.bias"):
             del weights[name]
@@ -363,16 +520,13 @@ def test_every_key_at_fault_is_named(sit: Plain, tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="these are not the weights of this network") as error:
         load_published(changed(sit, tmp_path, change), "sit_s_2", **SMALL)
-    expected = {
-        "missing patch_embed.bias",
-        "missing blocks.1.attn.qkv.weight",
-        "missing blocks.2.attn.proj.bias",
-        "unexpected blocks.7.attn.qkv.weight",
-        "unexpected surprise",
-        f"final_layer.linear.bias has shape (3,), not ({2 * 4 * 2 * 2},)",
+    assert str(error.value).split(": ", 2)[2].split("; ") == [
         f"blocks.0.mlp.fc1.weight has shape (4, 4), not ({4 * WIDTH}, {WIDTH})",
-    }
-    assert set(str(error.value).split(": ", 1)[1].split("; ")) == expected
+        f"final_layer.linear.bias has shape (3,), not ({2 * 4 * 2 * 2},)",
+        "missing blocks.1.attn.qkv.weight",
+        "unexpected blocks.7.attn.qkv.weight",
+        "and 3 more",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -406,6 +560,8 @@ def test_the_wrong_network(sit: Plain, checkpoint: Path) -> None:
         load_published(checkpoint, "sit_s_3")
     with pytest.raises(ValueError, match=r"these are not the weights.*missing blocks\.3"):
         load_published(checkpoint, "sit_s_2", **{**SMALL, "depth": 4})
+    with pytest.raises(ValueError, match=r"name must be .*; got 'dit_nano_2'"):
+        load_published(checkpoint, "dit_nano_2")
     with pytest.raises(ValueError, match=r"unexpected blocks\.0\.mlp\.fc1"):
         load_published(checkpoint, "lightningdit_b_1", **SMALL)
     with pytest.raises(ValueError, match=r"final_layer\.linear\.bias has shape"):

@@ -17,10 +17,10 @@ from hd_zoo import (
     DiffusionTransformer,
     create_model,
     from_pretrained,
-    list_models,
     model_cost,
     save_pretrained,
 )
+from hd_zoo.registry import published_models
 
 # Arithmetic and size in the appendix of arXiv 2212.09748: 10^9 multiply-adds ("Gflops") and millions of parameters.
 PAPER = {
@@ -40,6 +40,8 @@ PAPER = {
 DITS = [f"{family}_{size}" for family in ("dit", "sit") for size in PAPER]
 LIGHTNING = [f"lightningdit_{size}_{patch}" for size in ("b", "l", "xl") for patch in (1, 2)]
 R_EMBEDDINGS = (None, "added", "decoupled")
+
+LATER = ["repa_xl_2", "meanflow_b_2", "meanflow_b_4", "meanflow_l_2", "meanflow_xl_2", "dmf_xl_2"]
 
 # What makes a small network of each family; the settings that distinguish it stay.
 SMALL = {
@@ -72,7 +74,7 @@ def counted(network: Any, batch: int = 2, *, with_r: bool = False) -> float:
 
 
 def test_the_registry_has_all_of_them() -> None:
-    assert {*DITS, *LIGHTNING} <= set(list_models())
+    assert sorted([*DITS, *LIGHTNING, *LATER]) == published_models()
 
 
 @pytest.mark.parametrize("name", DITS)
@@ -137,17 +139,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "swiglu": {"activation": "swiglu"},
     "rms": {"norm": "rms"},
     "rotary": {"rotary": True},
-    "qk_layer": {"qk_norm": True},
-    "qk_rms": {"qk_norm": True, "norm": "rms"},
+    "qk_layer": {"qk_norm": "layer"},
+    "qk_rms": {"qk_norm": "rms", "norm": "rms"},
+    "qk_rms_alone": {"qk_norm": "rms"},
     "lightning": {"activation": "swiglu", "norm": "rms", "rotary": True},
-    "lightning_qk": {"activation": "swiglu", "norm": "rms", "rotary": True, "qk_norm": True},
+    "lightning_qk": {"activation": "swiglu", "norm": "rms", "rotary": True, "qk_norm": "rms"},
     "variance": {"learned_variance": True},
     "reversed": {"reversed_time": True},
     "added": {"r_embedding": "added"},
     "decoupled": {"r_embedding": "decoupled"},
 }
 # RMSNorm keeps float32 copies of half-precision inputs on a CPU, and not on every device: float32 alone there.
-HALF = [name for name, settings in SETTINGS.items() if settings.get("norm") != "rms"]
+HALF = [name for name, settings in SETTINGS.items() if "rms" not in settings.values()]
 
 
 def kept_for_backward(network: Any, dtype: torch.dtype, batch: int) -> int:
@@ -289,7 +292,7 @@ def test_compiles_to_one_graph(name: str, r_embedding: str | None, small: Callab
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", [*DITS, *LIGHTNING])
+@pytest.mark.parametrize("name", published_models())
 def test_every_entry_at_its_size_without_data(name: str) -> None:
     """Forward, backward, JVP and 16 bits of the two-time student: shapes and dtypes of everything."""
     network = create_model(name, r_embedding="added", device="meta")
@@ -306,7 +309,7 @@ def test_every_entry_at_its_size_without_data(name: str) -> None:
     assert (half.shape, half.dtype) == (x.shape, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", [*DITS, *LIGHTNING])
+@pytest.mark.parametrize("name", [*DITS, *LIGHTNING, *LATER[:-1]])
 def test_every_entry_in_small(name: str, tmp_path: Path) -> None:
     """Its own patch and family, a few channels: one graph, r = t where r is left out, and the same from a file."""
     patch = int(name.rsplit("_", 1)[1])
@@ -343,6 +346,10 @@ def test_reversed_time_is_a_matter_of_the_clock_and_the_sign(name: str, small: C
         ({"norm": "batch"}, "norm must be one of layer, rms; got 'batch'"),
         ({"early_blocks": 3}, r"early_blocks must lie in \[0, depth\]; got 3 of 2"),
         ({"early_blocks": -1}, "early_blocks must lie in"),
+        ({"qk_norm": "batch"}, "qk_norm must be one of None, layer, rms; got 'batch'"),
+        ({"qk_norm": True}, "'qk_norm' of 'transformer' must be .*; got True"),
+        ({"qk_norm": "rms", "qk_norm_eps": 0.0}, r"qk_norm_eps must lie in \(0, 1\) and needs qk_norm; got 0.0"),
+        ({"qk_norm_eps": 1e-6}, r"qk_norm_eps must lie in \(0, 1\) and needs qk_norm"),
         ({"inclusive_frequencies": True, "frequencies": 2}, "inclusive_frequencies needs frequencies >= 4; got 2"),
     ],
 )
@@ -351,11 +358,13 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
         create_model("sit_s_2", **{**SMALL["sit_s_2"], **changes})
 
 
-@pytest.mark.parametrize(("depth", "early"), [(28, 20), (7, 5), (1, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("depth", "asked", "early"), [(28, None, 20), (7, None, 5), (1, None, 1), (2, None, 1), (3, 0, 0), (3, 3, 3)]
+)
 def test_decoupled_shows_t_to_the_early_blocks_and_r_to_the_others(
-    depth: int, early: int, small: Callable[..., Any]
+    depth: int, asked: int | None, early: int, small: Callable[..., Any]
 ) -> None:
-    network = small("sit_s_2", "decoupled", depth=depth, width=16, reversed_time=False)
+    network = small("sit_s_2", "decoupled", depth=depth, width=16, reversed_time=False, early_blocks=asked)
     assert network.early_blocks == early
     seen: list[Tensor] = []
     for block in network.blocks:

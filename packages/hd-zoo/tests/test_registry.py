@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from zoo_helpers import draw_batch, randomised
 
-from hd_zoo import create_model, from_pretrained, list_models, save_pretrained
-from hd_zoo.registry import ARCHITECTURES, build
+from hd_zoo import adapters, create_model, from_pretrained, list_models, registry, save_pretrained
+from hd_zoo.registry import ARCHITECTURES, build, published_models
+from hd_zoo.sources import SOURCES, Source, call, full_table, short_table
 
 # Those for ImageNet are too large to run: test_published_networks.py has them.
 SMALL = ["dit_micro_4", "dit_mini_4", "dit_nano_2", "mlp_2d"]
+FAMILIES = ("sit_", "dit_", "lightningdit_", "repa_", "meanflow_", "dmf_")
 ENTRIES = [(name, r_embedding, classes) for name in SMALL for r_embedding in (None, "added") for classes in (0, 4)]
 every_entry = pytest.mark.parametrize(("name", "r_embedding", "classes"), ENTRIES)
 
@@ -25,8 +28,28 @@ def create(name: str, r_embedding: str | None, classes: int) -> nn.Module:
 
 def test_the_names_are_sorted_and_known() -> None:
     assert list_models() == sorted(list_models())
-    published = ("sit_", "lightningdit_", "dit_s_", "dit_b_", "dit_l_", "dit_xl_")
-    assert [name for name in list_models() if not name.startswith(published)] == SMALL  # nothing is left untested
+    assert sorted([*published_models(), *SMALL]) == list_models()  # nothing is left untested
+    assert all(name.startswith(FAMILIES) for name in published_models())
+
+
+def test_every_published_name_is_a_literal_of_the_registry() -> None:
+    """So that a search for the name finds its entry."""
+    source = inspect.getsource(registry)
+    assert all(source.count(f'    "{name}": ') == 1 for name in list_models())
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_every_source_is_of_a_model_and_says_what_it_is(source: Source) -> None:
+    if source.name is not None:
+        network = create_model(source.name, device="meta", **source.settings)
+        assert source.name in published_models()
+        assert (source.clock == "noise") == network.reversed_time
+        assert network.takes_r == source.predicts.startswith("mean velocity")
+        assert network.learned_variance == ("variance" in source.predicts or "unused" in source.predicts)
+    else:
+        assert hasattr(adapters, source.reader)
+    assert call(source) in "\n".join(full_table())
+    assert source.title in "\n".join(short_table())
 
 
 @every_entry

@@ -66,6 +66,24 @@ def test_the_students_blueprint_says_how_r_enters(teacher: nn.Module) -> None:
     assert "r_embedding" not in teacher.arguments
 
 
+@pytest.mark.parametrize("early", [0, 1, 2])
+def test_decoupled_students_with_so_many_early_blocks(early: int) -> None:
+    """0 counts as none: every block and the head are shown r."""
+    teacher = randomised(create_model("dit_nano_2", classes=4, width=16, depth=2))
+    student = to_student(teacher, "decoupled", early_blocks=early)
+    assert student.early_blocks == early
+    x, t, r, labels = draw_batch(teacher)
+    assert torch.equal(student(x, t, labels=labels), teacher(x, t, labels=labels))
+    if early == 0:
+        torch.testing.assert_close(student(x, t, r, labels=labels), teacher(x, r, labels=labels))
+    assert to_student(student, "decoupled").early_blocks == early  # a later stage keeps it
+    assert to_student(student, "decoupled", early_blocks=1).early_blocks == 1
+    with pytest.raises(ValueError, match='early_blocks is for r_embedding="decoupled"; got 1'):
+        to_student(teacher, early_blocks=1)
+    with pytest.raises(ValueError, match=r"early_blocks must lie in \[0, depth\]; got 3 of 2"):
+        to_student(teacher, "decoupled", early_blocks=3)
+
+
 def test_errors(teacher: nn.Module) -> None:
     with pytest.raises(ValueError, match="r_embedding must be None, 'added' or 'decoupled'; got 'concatenated'"):
         to_student(teacher, "concatenated")

@@ -1,5 +1,6 @@
 """Stage 2, the adversarial part: the Adaptive Weighted Discriminator and its pooling (arXiv 2511.08930)."""
 
+from hd_awd.config import DiscriminatorConfig
 from hd_awd.discriminator import Discriminator
 from hd_awd.features import FeatureTap, as_tokens
 from hd_awd.heads import PoolingHead
@@ -10,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Discriminator",
+    "DiscriminatorConfig",
     "FeatureTap",
     "PoolingHead",
     "approximate_r1",

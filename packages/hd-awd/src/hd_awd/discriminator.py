@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_awd.heads import PoolingHead, check_choice, is_size, make_mlp
+from hd_awd.config import DiscriminatorConfig, Merge, Pooling, PoolOver, is_size
+from hd_awd.heads import PoolingHead, make_mlp
 
-MERGES = ("logits", "concatenate")
 RENAMED = {"heads": "layer_heads"}  # modules of weights that were saved before: then, now
 
 
@@ -40,10 +40,10 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         widths: Sequence[int],
-        pooling: str = "attention",
+        pooling: Pooling = "attention",
         *,
-        merge: str = "logits",
-        pool_over: str = "features",
+        merge: Merge = "logits",
+        pool_over: PoolOver = "features",
         num_queries: int = 4,
         num_heads: int = 1,
         head_width: int = 64,
@@ -52,12 +52,16 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.widths = checked_widths(widths)
-        check_choice("merge", merge, MERGES)
-        if pool_over == "logits" and merge == "concatenate":
-            raise ValueError(
-                'pool_over "logits" goes with merge "logits" alone: it has no vectors to concatenate; '
-                "got merge 'concatenate'"
-            )
+        self.config = DiscriminatorConfig(
+            pooling=pooling,
+            merge=merge,
+            pool_over=pool_over,
+            num_queries=num_queries,
+            num_heads=num_heads,
+            head_width=head_width,
+            hidden=hidden,
+            eps=eps,
+        )
         self.pooling, self.merge = pooling, merge
         self.layer_heads = nn.ModuleList(
             PoolingHead(
@@ -76,6 +80,11 @@ class Discriminator(nn.Module):
         if merge == "concatenate":
             self.mlp = make_mlp(len(self.widths) * num_queries * head_width, hidden, 1)
         self.register_load_state_dict_pre_hook(rename_old_weights)
+
+    @classmethod
+    def from_config(cls, widths: Sequence[int], config: DiscriminatorConfig) -> Discriminator:
+        """The discriminator with these settings in front of layers of these widths."""
+        return cls(widths, **vars(config))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """One (B, N, C_l) tensor per layer -> logits (B, L), or (B, 1) if layers are concatenated.

@@ -6,27 +6,13 @@ Shape letters: B batch, N tokens, C token width, M queries, H attention heads, d
 from __future__ import annotations
 
 import math
-import numbers
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hd_awd.config import DiscriminatorConfig, Pooling, PoolOver, check_size
 from hd_awd.pooling import attention_pool
-
-POOLINGS = ("attention", "scorer", "mean")
-POOL_OVER = ("features", "logits")
-
-
-def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Raises ValueError for a value that is none of the known ones."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-
-
-def is_size(value: object) -> bool:
-    """Whether it is an int >= 1, of Python or of NumPy; True, 64.0 and "64" are none."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def make_mlp(width: int, hidden: int, out: int, *, last_bias: bool = True) -> nn.Sequential:
@@ -66,8 +52,8 @@ class PoolingHead(nn.Module):
         self,
         width: int,
         *,
-        pooling: str = "attention",
-        pool_over: str = "features",
+        pooling: Pooling = "attention",
+        pool_over: PoolOver = "features",
         num_queries: int = 4,
         num_heads: int = 1,
         head_width: int = 64,
@@ -76,20 +62,16 @@ class PoolingHead(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        check_choice("pooling", pooling, POOLINGS)
-        check_choice("pool_over", pool_over, POOL_OVER)
-        sizes = {"width": width, "num_queries": num_queries, "num_heads": num_heads}
-        for name, value in (sizes | {"head_width": head_width, "hidden": hidden}).items():
-            if not is_size(value):
-                raise ValueError(f"{name} must be an int >= 1; got {value!r}")
-        if head_width % num_heads:
-            raise ValueError(f"num_heads must divide head_width; got {num_heads} and {head_width}")
-        if pool_over == "logits" and num_heads > 1:
-            raise ValueError(
-                f'pool_over "logits" goes with num_heads 1 alone: it has no vectors to split; got num_heads {num_heads}'
-            )
-        if not (isinstance(eps, (int, float)) and eps > 0):
-            raise ValueError(f"eps must be a number > 0; got {eps!r}")
+        check_size("width", width)
+        DiscriminatorConfig(
+            pooling=pooling,
+            pool_over=pool_over,
+            num_queries=num_queries,
+            num_heads=num_heads,
+            head_width=head_width,
+            hidden=hidden,
+            eps=eps,
+        )
         self.pooling, self.pool_over, self.eps = pooling, pool_over, eps
         self.num_queries, self.num_heads = num_queries, num_heads
         self.norm = nn.LayerNorm(width, eps=eps)

@@ -6,15 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hd_trainer.errors import UserError
+from hd_trainer.version import __version__
 
 if TYPE_CHECKING:
     from hd_trainer.pipeline import run
     from hd_trainer.recipes import list_recipes, load_recipe
     from hd_trainer.settings import Settings
 
-__version__ = "0.1.0"
-
-__all__ = ["Settings", "UserError", "list_recipes", "load_recipe", "run"]
+__all__ = ["Settings", "UserError", "__version__", "list_recipes", "load_recipe", "run"]
 
 #: Imported when first asked for: the command's help must not wait for PyTorch.
 _LAZY = {

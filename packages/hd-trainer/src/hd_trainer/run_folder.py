@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hd_trainer.errors import UserError
-from hd_trainer.files import make_folder, read_json, write_json
+from hd_trainer.files import make_folder, read_json, remove_incomplete, write_json
 from hd_trainer.networks import CONFIG, weights_digest
 from hd_trainer.settings import Settings, differences, settings_from_json, to_json
 from hd_trainer.stages import STAGES
@@ -17,13 +17,23 @@ RECIPE, SOURCES = "recipe.json", "sources.json"
 MAY_DIFFER = ("device", "evaluation.")
 
 
+def make_run_folder(out: Path) -> None:
+    """Create the run's folder, make sure that files can be written there, remove what a killed process left behind.
+
+    Raises:
+        UserError: for a folder that cannot be written.
+    """
+    make_folder(out)
+    remove_incomplete(out)
+
+
 def claim(settings: Settings, out: Path) -> None:
     """Note the settings in the run's folder; refuse a folder that holds a run with others.
 
     Raises:
         UserError: for a folder that cannot be written, or holds another run.
     """
-    make_folder(out)
+    make_run_folder(out)
     path, ours = out / RECIPE, to_json(settings)
     if path.exists():
         # As this version reads them: a setting that is younger than the run has its default.
@@ -70,6 +80,17 @@ def note_sources(folder: Path, sources: dict[str, Path]) -> None:
         write_json(path, {**noted, **found})
 
 
+def brought(out: Path) -> dict[str, Path]:
+    """The folders of weights that a run was given, by "teacher" and "student"; empty where it trained its own."""
+    noted = read_json(out / SOURCES) if (out / SOURCES).exists() else {}
+    found = {name: noted.get(name) for name in ("teacher", "student")}
+    return {
+        name: Path(entry["folder"])
+        for name, entry in found.items()
+        if isinstance(entry, dict) and isinstance(entry.get("folder"), str)
+    }
+
+
 def stage_folders(out: Path) -> dict[str, Path]:
     """Where the weights of each stage of a run are: trained here, or brought from elsewhere; finished ones alone.
 
@@ -83,12 +104,12 @@ def stage_folders(out: Path) -> dict[str, Path]:
 
 
 def _stage_folders(out: Path) -> Iterator[tuple[str, Path]]:
-    noted = read_json(out / SOURCES) if (out / SOURCES).exists() else {}
+    given = brought(out)
     for stage, source in zip(STAGES, ("teacher", "student", ""), strict=True):
         if (out / stage / CONFIG).exists():
             yield stage, out / stage
-        elif isinstance(noted.get(source), dict) and isinstance(noted[source].get("folder"), str):
-            yield stage, Path(noted[source]["folder"])
+        elif source in given:
+            yield stage, given[source]
 
 
 def last_stage(folder: Path) -> Path:

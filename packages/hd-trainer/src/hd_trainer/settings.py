@@ -21,6 +21,9 @@ from hd_trainer.stages.trajectory import TrajectorySettings
 
 T = TypeVar("T")
 
+#: In JSON, beside the settings of one of several classes: the name of the class.
+KIND = "kind"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -77,14 +80,16 @@ def from_json(kind: type[T], values: Any, where: str) -> T:
     if not isinstance(values, dict):
         raise UserError(f"{where}: {kind.__name__} must be an object; got {str(values)[:60]}")
     hints = _hints(kind)
+    values = {name: value for name, value in values.items() if name != KIND}
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
         raise UserError(f"{where}: unknown setting(s) {', '.join(unknown)[:200]}; it was made by another version")
     arguments = {}
     for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = from_json(hints[name], value, f"{where}: {name}")
-        else:
+        records = _records(hints[name])
+        if records and not (value is None and type(None) in get_args(hints[name])):
+            value = from_json(_chosen(records, value, f"{where}: {name}"), value, f"{where}: {name}")
+        elif not records:
             value = tuple(value) if isinstance(value, list) else value
             if not _fits(value, hints[name]):
                 kind_of_it = getattr(hints[name], "__name__", "") if not get_args(hints[name]) else str(hints[name])
@@ -111,12 +116,24 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
 def _hints(kind: type[Any]) -> dict[str, Any]:
     """Type of each setting. What a held loss leaves open (its times, which its owner fills in) is no setting."""
     hints = get_type_hints(kind)
-    return {one.name: hints[one.name] for one in dataclasses.fields(kind) if not _is_open(hints[one.name])}
+    names = [one.name for one in dataclasses.fields(kind)]
+    return {name: hints[name] for name in names if not getattr(hints[name], "_is_protocol", False)}
 
 
-def _is_open(hint: Any) -> bool:
-    """Whether the type is a protocol, or a choice between record and none."""
-    return getattr(hint, "_is_protocol", False) or any(dataclasses.is_dataclass(one) for one in get_args(hint))
+def _records(hint: Any) -> list[type[Any]]:
+    """The settings classes that a type allows: none, one, or a choice of several."""
+    return [one for one in (hint, *get_args(hint)) if isinstance(one, type) and dataclasses.is_dataclass(one)]
+
+
+def _chosen(records: list[type[Any]], value: Any, where: str) -> type[Any]:
+    """Of a choice of several the one that the value names; the first where it names none."""
+    name = value.get(KIND, records[0].__name__) if isinstance(value, dict) else records[0].__name__
+    for record in records:
+        if record.__name__ == name:
+            return record
+    raise UserError(
+        f"{where}: {KIND} must be one of {', '.join(one.__name__ for one in records)}; got {str(name)[:60]}"
+    )
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -136,5 +153,10 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name)) for name in _hints(type(value))}
+        hints = _hints(type(value))
+        plain = {name: _plain(getattr(value, name)) for name in hints}
+        for name, hint in hints.items():
+            if len(_records(hint)) > 1 and isinstance(plain[name], dict):
+                plain[name] = {KIND: type(getattr(value, name)).__name__, **plain[name]}
+        return plain
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -16,33 +16,76 @@ from hd_zoo.networks.transformer import DiffusionTransformer
 #: What a ``config.json`` may name. Nothing else is ever constructed from a file.
 ARCHITECTURES: dict[str, type[nn.Module]] = {"transformer": DiffusionTransformer, "mlp": MLPField}
 
+# Sizes of table 1 of arXiv 2212.09748.
+_S = {"width": 384, "depth": 12, "num_heads": 6}
+_B = {"width": 768, "depth": 12, "num_heads": 12}
+_L = {"width": 1024, "depth": 24, "num_heads": 16}
+_XL = {"width": 1152, "depth": 28, "num_heads": 16}
+
+# What the networks of a family have in common. All are for ImageNet's 1,000 classes, on latents of 256 x 256 pictures.
 _IMAGE_8 = {"image_size": 8, "channels": 1, "activation": "silu"}
 _IMAGE_28 = {"image_size": 28, "channels": 1, "activation": "silu"}
+_LATENT_8 = {"image_size": 32, "channels": 4, "classes": 1000}
+_LATENT_16 = {"image_size": 16, "channels": 32, "classes": 1000, "activation": "swiglu", "norm": "rms", "rotary": True}
+_SIT = {**_LATENT_8, "learned_variance": True, "reversed_time": True}
+_DIT = {**_LATENT_8, "learned_variance": True, "time_scale": 1000.0}
+_LIGHTNINGDIT = {**_LATENT_16, "reversed_time": True}
+_REPA = _LATENT_8
+_MEANFLOW = {**_LATENT_8, "r_embedding": "added"}
+_DMF = {**_LATENT_8, "r_embedding": "decoupled"}
+
+
+def _transformer(*settings: dict[str, Any], patch: int) -> tuple[str, dict[str, Any]]:
+    return "transformer", {**{name: value for one in settings for name, value in one.items()}, "patch": patch}
+
+
+#: Every name that :func:`create_model` knows. Where published weights of one come from is in :mod:`hd_zoo.sources`.
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp_2d": ("mlp", {"features": 2, "width": 128, "depth": 3}),
-    "dit_nano_2": ("transformer", {**_IMAGE_8, "patch": 2, "width": 64, "depth": 4, "num_heads": 4}),
-    "dit_micro_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 128, "depth": 4, "num_heads": 4}),
-    "dit_mini_4": ("transformer", {**_IMAGE_28, "patch": 4, "width": 192, "depth": 6, "num_heads": 6}),
+    "dit_nano_2": _transformer(_IMAGE_8, {"width": 64, "depth": 4, "num_heads": 4}, patch=2),
+    "dit_micro_4": _transformer(_IMAGE_28, {"width": 128, "depth": 4, "num_heads": 4}, patch=4),
+    "dit_mini_4": _transformer(_IMAGE_28, {"width": 192, "depth": 6, "num_heads": 6}, patch=4),
+    "sit_s_2": _transformer(_SIT, _S, patch=2),
+    "sit_s_4": _transformer(_SIT, _S, patch=4),
+    "sit_s_8": _transformer(_SIT, _S, patch=8),
+    "sit_b_2": _transformer(_SIT, _B, patch=2),
+    "sit_b_4": _transformer(_SIT, _B, patch=4),
+    "sit_b_8": _transformer(_SIT, _B, patch=8),
+    "sit_l_2": _transformer(_SIT, _L, patch=2),
+    "sit_l_4": _transformer(_SIT, _L, patch=4),
+    "sit_l_8": _transformer(_SIT, _L, patch=8),
+    "sit_xl_2": _transformer(_SIT, _XL, patch=2),
+    "sit_xl_4": _transformer(_SIT, _XL, patch=4),
+    "sit_xl_8": _transformer(_SIT, _XL, patch=8),
+    "dit_s_2": _transformer(_DIT, _S, patch=2),
+    "dit_s_4": _transformer(_DIT, _S, patch=4),
+    "dit_s_8": _transformer(_DIT, _S, patch=8),
+    "dit_b_2": _transformer(_DIT, _B, patch=2),
+    "dit_b_4": _transformer(_DIT, _B, patch=4),
+    "dit_b_8": _transformer(_DIT, _B, patch=8),
+    "dit_l_2": _transformer(_DIT, _L, patch=2),
+    "dit_l_4": _transformer(_DIT, _L, patch=4),
+    "dit_l_8": _transformer(_DIT, _L, patch=8),
+    "dit_xl_2": _transformer(_DIT, _XL, patch=2),
+    "dit_xl_4": _transformer(_DIT, _XL, patch=4),
+    "dit_xl_8": _transformer(_DIT, _XL, patch=8),
+    "lightningdit_b_1": _transformer(_LIGHTNINGDIT, _B, patch=1),
+    "lightningdit_b_2": _transformer(_LIGHTNINGDIT, _B, patch=2),
+    "lightningdit_l_1": _transformer(_LIGHTNINGDIT, _L, patch=1),
+    "lightningdit_l_2": _transformer(_LIGHTNINGDIT, _L, patch=2),
+    "lightningdit_xl_1": _transformer(_LIGHTNINGDIT, _XL, patch=1),
+    "lightningdit_xl_2": _transformer(_LIGHTNINGDIT, _XL, patch=2),
+    "repa_xl_2": _transformer(_REPA, _XL, patch=2),
+    "meanflow_b_2": _transformer(_MEANFLOW, _B, patch=2),
+    "meanflow_b_4": _transformer(_MEANFLOW, _B, patch=4),
+    "meanflow_l_2": _transformer(_MEANFLOW, _L, patch=2),
+    "meanflow_xl_2": _transformer(_MEANFLOW, _XL, patch=2),
+    "dmf_xl_2": _transformer(_DMF, _XL, {"early_blocks": 20}, patch=2),
 }
 
-# The published networks, for ImageNet's 1,000 classes on latents of 256 x 256 pictures: table 1 of arXiv 2212.09748.
-_SIZES: dict[str, dict[str, Any]] = {
-    "s": {"width": 384, "depth": 12, "num_heads": 6},
-    "b": {"width": 768, "depth": 12, "num_heads": 12},
-    "l": {"width": 1024, "depth": 24, "num_heads": 16},
-    "xl": {"width": 1152, "depth": 28, "num_heads": 16},
-}
-_LATENT_8 = {"image_size": 32, "channels": 4, "classes": 1000, "learned_variance": True}
-_LATENT_16 = {"image_size": 16, "channels": 32, "classes": 1000, "activation": "swiglu", "norm": "rms", "rotary": True}
-_FAMILIES: dict[str, tuple[tuple[str, ...], tuple[int, ...], dict[str, Any]]] = {
-    "sit": (("s", "b", "l", "xl"), (2, 4, 8), {**_LATENT_8, "reversed_time": True}),
-    "dit": (("s", "b", "l", "xl"), (2, 4, 8), {**_LATENT_8, "time_scale": 1000.0}),
-    "lightningdit": (("b", "l", "xl"), (1, 2), {**_LATENT_16, "reversed_time": True}),
-}
-for _family, (_sizes, _patches, _common) in _FAMILIES.items():
-    for _size in _sizes:
-        for _patch in _patches:
-            _MODELS[f"{_family}_{_size}_{_patch}"] = ("transformer", {**_common, **_SIZES[_size], "patch": _patch})
+
+#: Those of this package alone; all others are published networks.
+_OURS = ("mlp_2d", "dit_nano_2", "dit_micro_4", "dit_mini_4")
 
 
 def list_models() -> list[str]:
@@ -50,12 +93,18 @@ def list_models() -> list[str]:
     return sorted(_MODELS)
 
 
+def published_models() -> list[str]:
+    """Those of them that others have published, whose weights :func:`hd_zoo.load_published` reads; sorted."""
+    return [name for name in list_models() if name not in _OURS]
+
+
 def create_model(name: str, *, device: str | torch.device | None = None, **overrides: Any) -> nn.Module:
     """Build a network with random weights.
 
     Args:
         name: one of :func:`list_models`. ``sit_xl_2`` and its kind are the published networks; ``dit_*`` predict
-            noise of a diffusion, not velocity: :class:`hd_zoo.DiffusedNoise` makes a field of them.
+            noise of a diffusion, not velocity: :class:`hd_zoo.DiffusedNoise` makes a field of them. ``meanflow_*`` and
+            ``dmf_*`` are students: they take r.
         device: where the weights are made; "meta" makes none, for counting.
         overrides: any argument of the architecture (``classes=10``, ``r_embedding="added"``, ``depth=6`` ...).
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hd_trainer.checks import check_number
 from hd_trainer.data.dataset import FEWEST, Dataset, InMemory
+from hd_trainer.engine.draws import shuffled
 from hd_trainer.errors import UserError
 
 
@@ -41,7 +42,7 @@ def images_from_arrays(
     x = _images(name, images)
     if len(x) < 2 * FEWEST:
         raise UserError(f"data set {name!r}: {len(x)} image(s); at least {2 * FEWEST} are needed")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    order = shuffled(len(x), seed)
     number = max(FEWEST, round(held_out * len(x)))
     if labels is None:
         conditions: dict[str, Tensor] = {}

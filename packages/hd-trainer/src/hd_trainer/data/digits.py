@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hd_trainer.data.dataset import Dataset, InMemory
+from hd_trainer.engine.draws import shuffled
 
 HELD_OUT = 360
 SPLIT_SEED = 2511
@@ -18,7 +19,7 @@ def load_digits() -> Dataset:
     bunch = sklearn.datasets.load_digits()
     images = torch.from_numpy(bunch.images).float()[:, None] / 8 - 1
     labels = torch.from_numpy(bunch.target).long()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    order = shuffled(len(images), SPLIT_SEED)
 
     def take(index: Tensor) -> InMemory:
         return InMemory(x=images[index], conditions={"labels": labels[index]})

@@ -61,7 +61,12 @@ def step_indices(step: int, batch: int, count: int, seed: int) -> Tensor:
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> Tensor:
     """The shuffle of an epoch; kept, because the next step wants it again."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return shuffled(count, seed * 1_000_003 + epoch)
+
+
+def shuffled(count: int, seed: int) -> Tensor:
+    """The numbers 0 .. count - 1 in an order that is a function of the seed, int64."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def picture_noise(shape: Sequence[int], first: int, count: int, device: torch.device | str = "cpu") -> Tensor:

@@ -9,20 +9,20 @@ import jinja2
 import torch
 from torch import Tensor, nn
 
-import hd_trainer
 from hd_trainer.context import Context
 from hd_trainer.data import Batch, grid_conditions, pictures, read_all
 from hd_trainer.engine import draws
 from hd_trainer.evaluation import Row, read_results
 from hd_trainer.evaluation.rows import number
-from hd_trainer.files import make_folder, write_text
+from hd_trainer.files import write_text
 from hd_trainer.networks import load_network, sampler
 from hd_trainer.recipes import load_recipe
 from hd_trainer.report import attention, figures
 from hd_trainer.report.summary import summarise, warnings
-from hd_trainer.run_folder import stage_folders
-from hd_trainer.settings import Settings, to_json
+from hd_trainer.run_folder import brought, make_run_folder, stage_folders
+from hd_trainer.settings import KIND, Settings, to_json
 from hd_trainer.stages import STAGES
+from hd_trainer.version import __version__
 
 REPORT = "report.html"
 ROWS_OF_SAMPLES = 8
@@ -39,7 +39,7 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
     """
     rows, facts = read_results(out)
     summary = summarise(rows)
-    make_folder(out)
+    make_run_folder(out)
     networks = {
         stage: load_network(folder, context.data, context.device) for stage, folder in stage_folders(out).items()
     }
@@ -51,7 +51,7 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
         _environment()
         .get_template("page.html")
         .render(
-            version=hd_trainer.__version__,
+            version=__version__,
             recipe=settings.recipe,
             unit=unit,
             facts=facts,
@@ -69,7 +69,7 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
             weights=attention.token_weights(
                 context, networks["teacher"], real, samples[last][: len(real)], out / "distribution"
             ),
-            command=command_line(settings),
+            command=command_line(settings, brought(out)),
             settings=to_json(settings),
             weight_level=attention.LEVEL,
         )
@@ -78,8 +78,9 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
     return out / REPORT
 
 
-def command_line(settings: Settings) -> str:
-    """The command that makes this run: the recipe, and a flag for every setting that differs from it."""
+def command_line(settings: Settings, weights: dict[str, Path]) -> str:
+    """The command that makes this run: the recipe, the weights brought to it, a flag for every setting that differs."""
+    sources = [f"--{name}-weights {folder}" for name, folder in weights.items()]
     candidates: list[list[str]] = []
     for smoke in (False, True):
         try:
@@ -87,7 +88,7 @@ def command_line(settings: Settings) -> str:
         except ValueError:  # a user's file may have no short form, or be gone
             continue
         flags = [f"--{name.replace('_', '-')} {value}" for name, value in _changed(to_json(settings), recipe)]
-        candidates.append(["hdistill run", settings.recipe, *["--smoke"] * smoke, *flags])
+        candidates.append(["hdistill run", settings.recipe, *["--smoke"] * smoke, *sources, *flags])
     if not candidates:
         return f"hdistill run {settings.recipe}"
     _, shortest = min((len(words), words) for words in candidates)
@@ -108,8 +109,10 @@ def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> 
         if isinstance(value, dict):
             # The discriminator's network has its flags beside the discriminator's own.
             below = prefix if (prefix, name) == ("distribution.discriminator.", "network") else f"{prefix}{name}."
-            found += _changed(value, recipe[name], below)
-        elif value != recipe[name] and prefix + name != "recipe":
+            other = recipe[name] if isinstance(recipe[name], dict) else {}
+            # One of several classes of settings is the recipe's choice: no flag changes it.
+            found += _changed(value, other, below) if value.get(KIND) == other.get(KIND) else []
+        elif value != recipe.get(name) and prefix + name != "recipe":
             found.append((prefix + name, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return found
 

@@ -19,7 +19,7 @@ from hd_awd import (
     approximate_r1,
     discriminator_loss,
 )
-from hd_dmd import UniformLevels
+from hd_dmd import KarrasLevels, LogitNormalLevels, UniformLevels
 from hd_meanflow import interpolate
 from hd_trainer.checks import check_choice, check_number, check_whole
 from hd_trainer.context import Context
@@ -31,6 +31,8 @@ from hd_trainer.files import read_json, read_tensors, write_json, write_tensors
 
 WEIGHTS, FACTS = "discriminator.safetensors", "discriminator.json"
 
+#: Laws of the noise level; which one is the recipe's choice, the command line sets what that one has.
+NoiseLevels = UniformLevels | KarrasLevels | LogitNormalLevels
 GanLoss = Literal["softplus", "hinge", "relativistic"]
 
 
@@ -50,7 +52,7 @@ class DiscriminatorSettings:
     """weight of approximate R1 on real images; 0 is none"""
     r1_std: float = 0.05
     """size of R1's perturbation"""
-    noise_levels: UniformLevels = field(default_factory=UniformLevels)
+    noise_levels: NoiseLevels = field(default_factory=UniformLevels)
     """noise levels at which images are shown to the discriminator"""
     optimizer: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(lr=1e-3, betas=(0.0, 0.99), schedule="constant")

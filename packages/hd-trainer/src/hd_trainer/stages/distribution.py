@@ -22,6 +22,7 @@ from hd_trainer.networks import GuidanceSettings, guided, make_student, sampler,
 from hd_trainer.stages.discriminator import (
     DiscriminatorSettings,
     Judge,
+    NoiseLevels,
     discriminator_step,
     prepare_judge,
     save_discriminator,
@@ -48,8 +49,10 @@ class DistributionSettings:
     """decay, per student update, of the exponential moving average that becomes the one-step generator"""
     matching_weight: float = 1.0
     """weight of the distribution-matching loss; 0 leaves the discriminator alone"""
-    noise_levels: UniformLevels = field(default_factory=UniformLevels)
-    """noise levels of distribution matching and fake score [ours: U[0.02, 0.98]]"""
+    noise_levels: NoiseLevels = field(default_factory=UniformLevels)
+    """noise levels of distribution matching [ours: U[0.02, 0.98]]"""
+    fake_score_noise_levels: NoiseLevels | None = None
+    """noise levels of the fake score; None: those of distribution matching [DMD2: all of them]"""
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     """of the real velocity"""
     discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
@@ -215,7 +218,11 @@ def fake_score_step(
     """One update of the fake score by flow matching on the student's detached samples; its scalar."""
     with context.autocast():
         output = fake_score_loss(
-            fake_score, sample, noise_levels=settings.noise_levels, generator=generator, **batch.cond
+            fake_score,
+            sample,
+            noise_levels=settings.fake_score_noise_levels or settings.noise_levels,
+            generator=generator,
+            **batch.cond,
         )
     optimizer.update(output.loss, index)
     return {"fake_score_loss": output.loss.detach()}

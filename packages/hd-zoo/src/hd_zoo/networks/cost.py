@@ -65,7 +65,9 @@ def model_cost(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> Cost:
         # Beside the inputs of linear maps: q, k, v; what the norms, the modulations and the gates multiply; the MLP
         # before its activation. RMSNorm and rotations go through more steps than one, each with a result.
         widths = 9.5 + 2 * isinstance(block.norm1, nn.RMSNorm) + 2 * (model.rotary is not None)
-        widths += 0 if isinstance(block.attn.q_norm, nn.Identity) else 5 if isinstance(block.norm1, nn.RMSNorm) else 3
+        widths += (
+            0 if isinstance(block.attn.q_norm, nn.Identity) else 5 if isinstance(block.attn.q_norm, nn.RMSNorm) else 3
+        )
         numbers += int(tokens * (widths * width + (3 if isinstance(block.mlp, GatedMLP) else 1) * hidden))
     parameters = sum(one.numel() for one in model.parameters())
     size = torch.empty((), dtype=dtype).element_size()

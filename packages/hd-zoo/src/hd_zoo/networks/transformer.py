@@ -22,21 +22,24 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": lambda width: nn.LayerNorm(width, elementwise_affine=False, eps=1e-6),
     "rms": lambda width: nn.RMSNorm(width, eps=1e-6),
 }
+#: Of queries and keys, affine: there is no modulation behind them. With their eps: timm's attention, and so REPA and
+#: LightningDiT with LayerNorm, has PyTorch's 1e-5; LightningDiT's and DMF's RMSNorm 1e-6.
+QK_NORMS: dict[str, tuple[type[nn.LayerNorm] | type[nn.RMSNorm], float]] = {
+    "layer": (nn.LayerNorm, 1e-5),
+    "rms": (nn.RMSNorm, 1e-6),
+}
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over (B, N, C); ``rotary`` (2, N, D) turns queries and keys."""
 
-    def __init__(self, width: int, num_heads: int, qk_norm: str | None) -> None:
+    def __init__(self, width: int, num_heads: int, qk_norm: str | None, qk_norm_eps: float | None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        head_width = width // num_heads
-        # Affine, whichever the norm: there is no modulation behind it.
-        norms = {"layer": lambda: nn.LayerNorm(head_width, eps=1e-6), "rms": lambda: nn.RMSNorm(head_width, eps=1e-6)}
-        self.q_norm = norms[qk_norm]() if qk_norm else nn.Identity()
-        self.k_norm = norms[qk_norm]() if qk_norm else nn.Identity()
+        self.q_norm = make_qk_norm(width // num_heads, qk_norm, qk_norm_eps)
+        self.k_norm = make_qk_norm(width // num_heads, qk_norm, qk_norm_eps)
 
     def forward(self, h: Tensor, rotary: Tensor | None = None) -> Tensor:
         q, k, v = rearrange(self.qkv(h), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
@@ -44,6 +47,14 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         return self.proj(rearrange(attend(q, k, v), "b heads n d -> b n (heads d)"))
+
+
+def make_qk_norm(head_width: int, qk_norm: str | None, eps: float | None) -> nn.Module:
+    """The norm of queries or of keys, per head; None: none."""
+    if qk_norm is None:
+        return nn.Identity()
+    norm, usual = QK_NORMS[qk_norm]
+    return norm(head_width, eps=usual if eps is None else eps)
 
 
 class GatedMLP(nn.Module):
@@ -75,10 +86,19 @@ def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Block(nn.Module):
     """Attention and MLP, each behind a norm modulated by the condition and gated by it (adaLN-zero)."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, activation: str, norm: str, qk_norm: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        activation: str,
+        norm: str,
+        qk_norm: str | None,
+        qk_norm_eps: float | None,
+    ) -> None:
         super().__init__()
         self.norm1 = NORMS[norm](width)
-        self.attn = Attention(width, num_heads, norm if qk_norm else None)
+        self.attn = Attention(width, num_heads, qk_norm, qk_norm_eps)
         self.norm2 = NORMS[norm](width)
         self.mlp = make_mlp(width, mlp_ratio, activation)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -116,11 +136,12 @@ class DiffusionTransformer(ConditionedField):
             (t - r) whose last layer starts at zero, so that the network is the teacher exactly until it is
             trained [ours]. "decoupled" shows t to the first ``early_blocks`` blocks and r to the others and the head;
             no new weights, and the teacher exactly at r = t [arXiv 2510.24474].
-        early_blocks: for "decoupled"; 0 is five of seven, 20 of an XL network's 28.
+        early_blocks: for "decoupled"; None is five of seven, 20 of an XL network's 28. With 0 no block is shown t.
         activation: "gelu_tanh" (DiT, SiT), "swiglu" (LightningDiT), or "silu", which costs a third of GELU on a CPU.
         norm: "layer", or "rms" (LightningDiT), which has a weight.
         rotary: turn queries and keys by their position, beside the fixed positions; head width a multiple of 4.
-        qk_norm: normalise queries and keys per head.
+        qk_norm: normalise queries and keys per head: "layer" (REPA, LightningDiT), "rms" (LightningDiT, DMF) or None.
+        qk_norm_eps: of that norm; None is the published networks', 1e-5 for "layer" and 1e-6 for "rms".
         learned_variance: the head predicts twice the channels; the second half (a variance, in DiT) is dropped.
         reversed_time: for weights whose t = 0 is noise and whose velocity points to data (SiT, LightningDiT): the
             network is shown 1 - t, 1 - r, and its output's sign is changed, so that from outside t = 0 is data.
@@ -144,11 +165,12 @@ class DiffusionTransformer(ConditionedField):
         mlp_ratio: float = 4.0,
         classes: int = 0,
         r_embedding: str | None = None,
-        early_blocks: int = 0,
+        early_blocks: int | None = None,
         activation: str = "gelu_tanh",
         norm: str = "layer",
         rotary: bool = False,
-        qk_norm: bool = False,
+        qk_norm: str | None = None,
+        qk_norm_eps: float | None = None,
         learned_variance: bool = False,
         reversed_time: bool = False,
         time_scale: float = 1.0,
@@ -168,24 +190,29 @@ class DiffusionTransformer(ConditionedField):
         for name, value, known in (
             ("activation", activation, (*ACTIVATIONS, "swiglu")),
             ("norm", norm, tuple(NORMS)),
+            ("qk_norm", qk_norm, (None, *QK_NORMS)),
         ):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
+        if qk_norm_eps is not None and (qk_norm is None or not 0 < qk_norm_eps < 1):
+            raise ValueError(f"qk_norm_eps must lie in (0, 1) and needs qk_norm; got {qk_norm_eps} and {qk_norm!r}")
         if inclusive_frequencies and frequencies < 4:
             raise ValueError(f"inclusive_frequencies needs frequencies >= 4; got {frequencies}")
         if rotary and (width // num_heads) % 4:
             raise ValueError(f"rotary needs a head width that is a multiple of 4; got {width // num_heads}")
-        if not 0 <= early_blocks <= depth:
+        if early_blocks is not None and not 0 <= early_blocks <= depth:
             raise ValueError(f"early_blocks must lie in [0, depth]; got {early_blocks} of {depth}")
         check_condition(classes, r_embedding, frequencies, time_scale)
         super().__init__()
         self.patch, self.grid, self.head_width = patch, image_size // patch, width // num_heads
         self.sample_shape = (channels, image_size, image_size)
-        self.early_blocks = early_blocks or max(1, round(depth * 5 / 7))
+        self.early_blocks = max(1, round(depth * 5 / 7)) if early_blocks is None else early_blocks
         self.learned_variance, self.reversed_time = learned_variance, reversed_time
         self.patch_embed = nn.Linear(channels * patch * patch, width)
         self._make_embeddings(width, classes, r_embedding, time_scale, frequencies, inclusive_frequencies)
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, activation, norm, qk_norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, mlp_ratio, activation, norm, qk_norm, qk_norm_eps) for _ in range(depth)
+        )
         self.head = Head(width, (2 if learned_variance else 1) * channels * patch * patch, norm)
         self.register_buffer("positions", grid_embedding(width, self.grid, self.grid))
         self.register_buffer("rotary", self.make_rotary() if rotary else None)

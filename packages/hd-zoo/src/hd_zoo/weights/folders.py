@@ -13,13 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.convert import CONVERTERS, Converter
+from hd_zoo.convert import CONVERTERS
 from hd_zoo.registry import blueprint, build
-from hd_zoo.weights.shards import INDEX, SHARD_BYTES, WEIGHTS, read_tensors, shard_files, shard_writers
+from hd_zoo.weights.shards import (
+    INDEX,
+    SHARD_BYTES,
+    WEIGHTS,
+    check_path,
+    describe_tensors,
+    read_tensors,
+    shard_files,
+    shard_writers,
+)
+from hd_zoo.weights.unwrap import check_finite, plain_weights, unwrap
+from hd_zoo.weights.words import listed, one_line
 
 CONFIG = "config.json"
-#: The second has converters, which a reader of the first would overlook.
-FORMATS = ("hd-zoo/1", "hd-zoo/2")
+#: What is written, and what is read: before the third, arguments had other names and meanings; see _upgraded.
+FORMAT, FORMATS = "hd-zoo/3", ("hd-zoo/1", "hd-zoo/2", "hd-zoo/3")
 #: Arguments that had another name in files written before: (then, now).
 RENAMED = (("interval", "r_embedding"), ("heads", "num_heads"))
 
@@ -34,7 +45,8 @@ def save_pretrained(
     """Write a network's weights and its configuration into ``folder`` (made if missing); returns the folder.
 
     Args:
-        model: a network of this package, perhaps behind converters of it.
+        model: a network of this package, perhaps behind converters of it. torch.compile, DDP and FSDP2 around it or
+            around its parts are left out; with FSDP2 every process must call, and the first one writes.
         folder: where ``config.json`` and ``model.safetensors`` go, or for large networks several files with an
             index. All are written in full under temporary names before any is renamed, so that a failure leaves
             what was there as it was.
@@ -42,21 +54,24 @@ def save_pretrained(
         shard_bytes: the largest file.
 
     Raises:
-        ValueError: if the network was not built by this package.
+        ValueError: if the network was not built by this package, if its weights are not finite (with the first
+            tensor's name), or for a folder whose name is not UTF-8. Nothing is written then.
         TypeError: if metadata is not JSON-able.
-        OSError: if the folder cannot be written.
+        OSError: if the folder cannot be written, or the disk is full.
     """
-    converters, network = _unwrap(model)
+    converters, network = unwrap(model)
     architecture, arguments = blueprint(network)
-    config: dict[str, Any] = {"format": FORMATS[bool(converters)], "architecture": architecture, "arguments": arguments}
+    config: dict[str, Any] = {"format": FORMAT, "architecture": architecture, "arguments": arguments}
     if converters:
         config["converters"] = converters
     if metadata:
         config["metadata"] = metadata
     text = json.dumps(config, indent=2) + "\n"
-    folder = Path(folder)
+    folder = check_path(folder)
+    tensors = plain_weights(network)
+    if tensors is None:  # another process has them, and writes
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
     writers = shard_writers(tensors, folder, shard_bytes)
     _replace({**writers, folder / CONFIG: lambda path: path.write_text(text, encoding="utf-8")})
     # What an earlier, differently divided save left would be read in place of, or beside, the new files.
@@ -83,17 +98,26 @@ def from_pretrained(
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
         ModuleNotFoundError: for an id if huggingface_hub is not installed.
-        ValueError: for a foreign or damaged configuration, damaged weights, or weights that do not fit it
-            (with the keys, shapes and dtypes at fault). Nothing from the files is executed.
+        ValueError: for a foreign or damaged configuration, damaged weights, weights that do not fit it (with the first
+            keys, shapes and dtypes at fault) or that are not finite, or a path that is not UTF-8. One line. Nothing
+            from the files is executed, and shapes are compared before anything is read.
     """
-    folder = _local(source, revision)
+    folder = check_path(_local(source, revision))
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}")
     files = shard_files(folder)
     config = read_config(folder)
+    found = describe_tensors(files)
+    depth = config["arguments"].get("depth", 1)
+    if isinstance(depth, int) and depth > len(found):  # or building it would take for ever
+        raise ValueError(f"{files[0]} does not fit its {CONFIG}: {depth} blocks, but {len(found)} tensors")
     model = build(config["architecture"], config["arguments"], device="meta")
+    _check_fit(files[0], model.state_dict(), found)
     tensors = dict(read_tensors(files, device, dtype))
-    _check_fit(files[0], model.state_dict(), tensors)
+    try:
+        check_finite(tensors)
+    except ValueError as error:
+        raise ValueError(f"{files[0]}: {error}") from error
     model.load_state_dict(tensors, assign=True)
     for converter in reversed(config.get("converters", [])):
         model = _wrap(model, converter, folder / CONFIG)
@@ -114,23 +138,11 @@ def _local(source: str | os.PathLike[str], revision: str | None) -> Path:
     return Path(snapshot_download(source, revision=revision, allow_patterns=[CONFIG, INDEX, "*.safetensors"]))
 
 
-def _unwrap(model: nn.Module) -> tuple[list[dict[str, Any]], nn.Module]:
-    """The converters around a network, outermost first, and the network."""
-    names = {kind: name for name, kind in CONVERTERS.items()}
-    found = []
-    while isinstance(model, Converter):
-        if type(model) not in names:
-            raise ValueError(f"a converter of this package is needed; got {type(model).__name__}")
-        found.append({"name": names[type(model)], "arguments": model.arguments})
-        model = model.network
-    return found, model
-
-
 def _wrap(model: nn.Module, converter: Any, path: Path) -> nn.Module:
     try:
         return CONVERTERS[converter["name"]](model, **converter["arguments"])
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"{path} names a converter that this package does not know: {error}") from error
+        raise ValueError(f"{path} names a converter that this package does not know: {one_line(error)}") from error
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -146,36 +158,44 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(config, dict) or config.get("format") not in FORMATS:
-        raise ValueError(f'{path} does not say "format": "{FORMATS[0]}": not a model of this package')
+        raise ValueError(f'{path} does not say "format": "{FORMAT}" or one before: not a model of this package')
     if not isinstance(config.get("architecture"), str) or not isinstance(config.get("arguments"), dict):
         raise ValueError(f"{path} lacks an architecture (text) or its arguments (an object)")
     if not isinstance(config.get("converters", []), list):
         raise ValueError(f"{path} has converters that are no list")
-    arguments = config["arguments"]
-    for then, now in RENAMED:
-        if then in arguments and now not in arguments:
-            arguments[now] = arguments.pop(then)
+    if config["format"] != FORMAT:
+        config["arguments"] = _upgraded(config["arguments"])
     return config
 
 
-def _check_fit(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def _upgraded(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a file in an older format, by their names and with their meanings of today."""
+    arguments = dict(arguments)
+    for then, now in RENAMED:
+        if then in arguments and now not in arguments:
+            arguments[now] = arguments.pop(then)
+    if arguments.get("early_blocks") == 0:  # it stood for the usual number
+        del arguments["early_blocks"]
+    if isinstance(arguments.get("qk_norm"), bool):  # of the blocks' kind; with LayerNorm, eps was 1e-6
+        arguments["qk_norm"] = arguments.get("norm", "layer") if arguments["qk_norm"] else None
+        if arguments["qk_norm"] == "layer":
+            arguments["qk_norm_eps"] = 1e-6
+    return arguments
+
+
+def _check_fit(path: Path, expected: dict[str, Tensor], found: dict[str, tuple[tuple[int, ...], bool]]) -> None:
     problems = [f"missing {name}" for name in expected.keys() - found.keys()]
     problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected.keys() & found.keys()
-        if found[name].shape != expected[name].shape
-    ]
-    problems += [
-        f"{name} has dtype {found[name].dtype}, not a floating-point one"
-        for name in expected.keys() & found.keys()
-        if expected[name].is_floating_point() and not found[name].is_floating_point()
-    ]
+    for name in expected.keys() & found.keys():
+        shape, floating = found[name]
+        if shape != tuple(expected[name].shape):
+            problems.append(f"{name} has shape {shape}, not {tuple(expected[name].shape)}")
+        if not floating:
+            problems.append(f"{name} holds other than floating-point numbers")
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{path} does not fit its {CONFIG}: {'; '.join(sorted(problems)[:5])}{more}")
+        raise ValueError(f"{path} does not fit its {CONFIG}: {listed(problems)}")
 
 
 def _replace(writers: dict[Path, Callable[[Path], Any]]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hd_zoo.weights.words import one_line
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+#: safetensors' names of the dtypes that weights can have.
+FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 def shard_writers(
@@ -43,8 +50,28 @@ def shard_writers(
     return writers
 
 
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """The path, if safetensors can open what is there.
+
+    Raises:
+        ValueError: if it is not UTF-8.
+    """
+    try:
+        str(Path(path)).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the path {one_line(path)} is not UTF-8, which safetensors needs: rename it") from error
+    return Path(path)
+
+
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # A full disk or a size limit reaches safetensors as an error of the system, which it words itself.
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise OSError(f"{path.parent} cannot be written: {one_line(error)}") from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path.parent)) from error
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -62,15 +89,32 @@ def shard_files(folder: Path) -> list[Path]:
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = sorted(set(places.values()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{index} is not an index of weights: {error}") from error
+            raise ValueError(f"{index} is not an index of weights: {one_line(error)}") from error
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-                raise ValueError(f"{index} names {name!r}, which is no safetensors file of its folder")
+                raise ValueError(
+                    f"{index} names {one_line(repr(name), 80)}, which is no safetensors file of its folder"
+                )
         files = [folder / name for name in names]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"no {file.name} in {folder}: a model folder holds config.json and its weights")
     return files
+
+
+def describe_tensors(files: list[Path]) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Name -> (shape, whether it holds floating-point numbers) out of the files' headers alone.
+
+    Raises:
+        ValueError: if a file is damaged or not safetensors.
+    """
+    found: dict[str, tuple[tuple[int, ...], bool]] = {}
+    for file in files:
+        with _opened(file, "cpu") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is not a dictionary)
+                part = opened.get_slice(name)
+                found[name] = tuple(part.get_shape()), part.get_dtype() in FLOATING
+    return found
 
 
 def read_tensors(
@@ -82,10 +126,16 @@ def read_tensors(
         ValueError: if a file is damaged or not safetensors.
     """
     for file in files:
-        try:
-            with safe_open(file, framework="pt", device=str(device)) as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is not a dictionary)
-                    tensor = opened.get_tensor(name)
-                    yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} cannot be read, is damaged or not safetensors: {error}") from error
+        with _opened(file, device) as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is not a dictionary)
+                tensor = opened.get_tensor(name)
+                yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+@contextlib.contextmanager
+def _opened(file: Path, device: str | torch.device) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} cannot be read, is damaged or not safetensors: {one_line(error)}") from error

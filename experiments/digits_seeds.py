@@ -1,6 +1,6 @@
 """The main job on three seeds: every number of the README's table, with its range.
 
-    hatch run bench digits-seeds
+    hatch run experiment digits-seeds
 
 Runs ``hdistill run digits --seed S`` one after the other into runs/seeds/S (finished ones are kept), then writes
 results/digits_seeds.json and says for each of the project's targets whether it was reached.
@@ -16,27 +16,29 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runner import RESULTS, machine
+from benchmarks.runner import machine
+
+RESULTS = Path(__file__).parent / "results"
 
 MEASURES = ("fd", "kid", "precision", "recall", "accuracy", "nearest", "images_per_second")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks digits-seeds", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments digits-seeds", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     options = parser.parse_args(arguments)
     runs = []
     for seed in options.seeds:
         folder = options.out / str(seed)
-        command = ["run", "digits", "--seed", str(seed), "--out", str(folder)]
+        arguments = command(seed, folder)
         if not (folder / "report.html").exists():
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "hd_trainer", *command], check=True)
+            subprocess.run([sys.executable, "-m", "hd_trainer", *arguments], check=True)
             (folder / "wall_seconds.json").write_text(json.dumps(round(time.perf_counter() - began, 1)))
         runs.append(
             {
-                "command": f"hdistill {' '.join(command)}",
+                "command": f"hdistill {' '.join(arguments)}",
                 "wall_seconds": json.loads((folder / "wall_seconds.json").read_text()),
                 **json.loads((folder / "evaluation.json").read_text()),
             }
@@ -47,6 +49,11 @@ def main(arguments: list[str]) -> None:
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result["targets"], indent=2))
     print(f"Wrote {path}")
+
+
+def command(seed: int, folder: Path) -> list[str]:
+    """hdistill's arguments."""
+    return ["run", "digits", "--seed", str(seed), "--out", str(folder)]
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
