@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from trainer_helpers import hdistill
+from trainer_helpers import hdistill, row
 
 import hd_zoo
 from hd_trainer import UserError
 from hd_trainer.context import Context
 from hd_trainer.data import read_all
-from hd_trainer.evaluation import EvaluationSettings, Row, evaluate, format_rows, measure, read_results, save_rows
+from hd_trainer.evaluation import EvaluationSettings, evaluate, format_rows, measure, read_results, save_rows
 from hd_trainer.evaluation.measure import Meter
 from hd_trainer.networks import GuidanceSettings, sampler
 
@@ -55,7 +55,7 @@ def test_all_rows_start_from_one_noise_and_one_label_draw(context: Context) -> N
     settings = EvaluationSettings(samples=50, batch=20, teacher_steps=(1, 5), timing_repeats=2)
     fields = {name: Counting(takes_r=name != "teacher") for name in ("teacher", "trajectory", "distribution")}
     rows = evaluate(settings, context, dict(fields))
-    assert [(row.name, row.steps, row.calls) for row in rows] == [
+    assert [(one.name, one.steps, one.calls) for one in rows] == [
         ("held-out data", 0, 0),
         *(("teacher", 1, 1), ("teacher", 5, 5), ("trajectory", 1, 1), ("distribution", 1, 1)),
     ]
@@ -72,10 +72,10 @@ def test_all_rows_start_from_one_noise_and_one_label_draw(context: Context) -> N
     assert 0.9 < starts[0].std() < 1.1
     assert len(starts[0].flatten(1).unique(dim=0)) == 50
     # The same field scores the same in every stage that asks it once.
-    scores = [dataclasses.asdict(row) for row in rows if row.calls == 1]
-    for row in scores:
-        assert row.pop("name")
-        assert row.pop("images_per_second") > 0
+    scores = [dataclasses.asdict(one) for one in rows if one.calls == 1]
+    for score in scores:
+        assert score.pop("name")
+        assert score.pop("images_per_second") > 0
     assert scores[0] == scores[1] == scores[2]
     # A seed of its own: other noise.
     again = Counting()
@@ -157,24 +157,6 @@ FACTS = {
     "threads": 1,
     "guidance_scale": 1.0,
 }
-
-
-def row(name: str = "teacher", **changes: Any) -> Row:
-    """A row of the table, every entry of its kind."""
-    facts: dict[str, Any] = {
-        "steps": 50,
-        "calls": 100,
-        "samples": 1_437,
-        "fd": 7.256,
-        "kid": 0.01234,
-        "precision": 0.5,
-        "recall": 0.25,
-        "accuracy": 1.0,
-        "nearest": 2.5,
-        "deviation": 0.6,
-        "images_per_second": 12_345.6,
-    }
-    return Row(name=name, **{**facts, **changes})
 
 
 def test_the_table_says_what_the_rows_say() -> None:
