@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,11 @@ def make_student(network: nn.Module, seed: int) -> nn.Module:
 def is_student(network: nn.Module) -> bool:
     """Whether the network uses r: it answers with the mean velocity over [r, t] and is sampled by jumps."""
     return bool(getattr(network, "takes_r", False))
+
+
+def inner_layers(network: nn.Module, names: Iterable[str]) -> list[str]:
+    """Where the layers of a network are found in it, also behind a converter: one list of layers serves both."""
+    return [hd_zoo.layer_name(network, name) for name in names]
 
 
 def guided(field: nn.Module, guidance: GuidanceSettings, null: dict[str, Any]) -> nn.Module:
