@@ -369,6 +369,7 @@ def test_a_converter_says_what_its_network_says(student: bool, kind: str, teache
         assert network_inside(one).architecture == "transformer"
         modules = dict(one.named_modules())
         assert modules[layer_name(one, "blocks.1")] is network.blocks[1]
+        assert layer_name(one, layer_name(one, "blocks.1")) == layer_name(one, "blocks.1")
     assert network_inside(network) is network
     assert layer_name(network, "blocks.1") == "blocks.1"
     assert layer_name(ReversedTime(network), "blocks.1") == "network.blocks.1"
@@ -436,7 +437,7 @@ def test_a_converted_network_on_disk(kind: str, teacher: Any, tmp_path: Path) ->
     assert torch.equal(found(x, t, r, labels=labels), field.eval()(x, t, r, labels=labels))
     assert found.state_dict().keys() == field.state_dict().keys()
     config = read_config(tmp_path)
-    assert config["format"] == "hd-zoo/2"
+    assert config["format"] == "hd-zoo/3"
     assert config["metadata"] == {"step": 3}
     one, other = field, found
     for entry in config["converters"]:
@@ -447,14 +448,20 @@ def test_a_converted_network_on_disk(kind: str, teacher: Any, tmp_path: Path) ->
     assert other.arguments == one.arguments
 
 
-def test_without_a_converter_the_first_format_is_written(teacher: Any, tmp_path: Path) -> None:
+def test_without_a_converter_none_is_written(teacher: Any, tmp_path: Path) -> None:
     config = read_config(save_pretrained(teacher, tmp_path))
-    assert config["format"] == "hd-zoo/1"
     assert "converters" not in config
     save_pretrained(ReversedTime(teacher), tmp_path)
     save_pretrained(teacher, tmp_path)
     assert read_config(tmp_path) == config
     assert type(from_pretrained(tmp_path)) is type(teacher)
+
+
+def test_converters_of_the_second_format_are_read(teacher: Any, tmp_path: Path) -> None:
+    save_pretrained(ReversedTime(teacher), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": "hd-zoo/2"}))
+    assert type(from_pretrained(tmp_path)) is ReversedTime
 
 
 def test_a_converter_of_somebody_elses_is_not_written(teacher: Any, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ hdistill: turn a many-step diffusion or flow teacher into a one-step generator.
   hdistill evaluate RUN        measure the stages of a run again
   hdistill report RUN          write a run's report.html again
 
-Recipes, or path/to/recipe.py:function:
+Recipes, or a file (path/to/recipe.py:function, or a run's recipe.json):
 {recipes}
 Examples:
   hdistill run digits                                    # minutes on two CPU cores, into runs/digits
@@ -181,7 +181,9 @@ def _is_utf8(text: str) -> bool:
 
 
 def _print_usage(command: str) -> None:
-    print(f"usage: hdistill {command} RECIPE [flags]\n\nRecipes, or path/to/recipe.py:function:\n{_recipes()}")
+    print(
+        f"usage: hdistill {command} RECIPE [flags]\n\nRecipes, or a file (path/to/recipe.py:function, or a run's recipe.json):\n{_recipes()}"
+    )
     print(f"hdistill {command} RECIPE --help lists every flag with the recipe's default.")
 
 

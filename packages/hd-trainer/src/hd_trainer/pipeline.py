@@ -18,7 +18,7 @@ from hd_trainer.errors import UserError
 from hd_trainer.files import MAX_NUMBER, make_folder, read_json
 from hd_trainer.networks import fresh_network, load_network
 from hd_trainer.report import write_report
-from hd_trainer.run_folder import claim, make_run_folder, note_sources, read_settings, stage_folders
+from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
 from hd_trainer.settings import Settings
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.discriminator import tap_layers
@@ -108,8 +108,10 @@ def train_stage(
         "distribution": lambda: distribution.prepare(settings.distribution, context, read("teacher"), read("student")),
     }
     task = prepare[stage]()
-    claim(settings, out)
     brought = {name: folder for name in needed if (folder := given[name]) is not None}
+    check_sources(out, brought)
+    check_sources(out / stage, sources)
+    claim(settings, out)
     if brought:
         note_sources(out, brought)
     note_sources(make_folder(out / stage), sources)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from hd_trainer.earlier import FORMAT
+from hd_trainer.engine.checkpoint import complete_checkpoints
+from hd_trainer.engine.loop import DONE
 from hd_trainer.errors import UserError
 from hd_trainer.files import make_folder, read_json, remove_incomplete, write_json
 from hd_trainer.networks import CONFIG, weights_digest
@@ -36,6 +39,7 @@ def claim(settings: Settings, out: Path) -> None:
     make_run_folder(out)
     path, ours = out / RECIPE, to_json(settings)
     if path.exists():
+        _refuse_unfinished_of_another_format(out)
         # As this version reads them: a setting that is younger than the run has its default.
         found = differences(ours, to_json(read_settings(out)))
         found = [line for line in found if not line.startswith(MAY_DIFFER)]
@@ -46,6 +50,17 @@ def claim(settings: Settings, out: Path) -> None:
                 "choose another --out or remove it"
             )
     write_json(path, ours)
+
+
+def _refuse_unfinished_of_another_format(out: Path) -> None:
+    if read_json(out / RECIPE).get("format") == FORMAT:
+        return
+    begun = [stage for stage in STAGES if complete_checkpoints(out / stage) and not (out / stage / DONE).exists()]
+    if begun:
+        raise UserError(
+            f"{out} was begun by an earlier version and is not finished ({', '.join(begun)}); "
+            "finish it with that version, or choose another --out"
+        )
 
 
 def read_settings(out: Path) -> Settings:
@@ -59,12 +74,24 @@ def read_settings(out: Path) -> Settings:
     return settings_from_json(read_json(out / RECIPE), str(out / RECIPE))
 
 
+def check_sources(folder: Path, sources: dict[str, Path]) -> None:
+    """Raises UserError if the folder was begun from other weights: going on would mix two runs."""
+    _sources(folder, sources)
+
+
 def note_sources(folder: Path, sources: dict[str, Path]) -> None:
     """Note in ``folder/sources.json`` which weights it starts from, by their hash.
 
     Raises:
-        UserError: if it was begun from other weights: going on would mix two runs.
+        UserError: see :func:`check_sources`.
     """
+    noted, found = _sources(folder, sources)
+    if found.keys() - noted.keys() or not (folder / SOURCES).exists():
+        write_json(folder / SOURCES, {**noted, **found})
+
+
+def _sources(folder: Path, sources: dict[str, Path]) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """What is noted in a folder and what is there now, folder and hash by name, where they do not contradict."""
     found = {
         name: {"folder": str(source.resolve()), "sha256": weights_digest(source)} for name, source in sources.items()
     }
@@ -75,8 +102,7 @@ def note_sources(folder: Path, sources: dict[str, Path]) -> None:
                 f"{folder} was begun from another {name} than the one in {found[name]['folder']}; "
                 "choose another --out or remove it"
             )
-    if found.keys() - noted.keys() or not (folder / SOURCES).exists():
-        write_json(folder / SOURCES, {**noted, **found})
+    return noted, found
 
 
 def _read_sources(folder: Path) -> dict[str, dict[str, str]]:

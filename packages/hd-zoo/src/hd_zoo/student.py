@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from hd_zoo.convert import Converter
 from hd_zoo.registry import blueprint, build
+from hd_zoo.wrappers.convert import Converter
 
 
 def to_student(teacher: nn.Module, r_embedding: str = "added", *, early_blocks: int | None = None) -> nn.Module:

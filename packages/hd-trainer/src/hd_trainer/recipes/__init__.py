@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hd_trainer.errors import UserError
@@ -45,16 +46,22 @@ def list_recipes() -> dict[str, str]:
 
 
 def load_recipe(name: str, *, smoke: bool = False) -> Settings:
-    """Settings by name, or what ``path/to/recipe.py:function`` returns (the function is ``recipe`` if not named).
+    """Settings by name, from a run's ``recipe.json``, or what ``path/to/recipe.py:function`` returns.
 
     Args:
-        smoke: the short form; of a file that is the function ``smoke``.
+        name: of a file whose function is not named, ``recipe`` is called.
+        smoke: the short form; of a Python file that is its function ``smoke``, and a ``recipe.json`` has none.
 
     Raises:
         UserError: for an unknown name, with the nearest known one, or what a user's function did wrong.
     """
-    from hd_trainer.settings import Settings
+    from hd_trainer.files import read_json
+    from hd_trainer.settings import Settings, settings_from_json
 
+    if name.endswith(".json"):
+        if smoke:
+            raise UserError(f"{name} has no short form; leave --smoke out")
+        return settings_from_json(read_json(Path(name)), name)
     if is_function(name):
         path, _, _ = name.partition(":")
         wanted = f"{path}:smoke" if smoke else name
@@ -63,7 +70,9 @@ def load_recipe(name: str, *, smoke: bool = False) -> Settings:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"unknown recipe {name!r}{hint}; known: {', '.join(RECIPES)}, or path/to/recipe.py:function")
+        raise UserError(
+            f"unknown recipe {name!r}{hint}; known: {', '.join(RECIPES)}, or a file (recipe.py:function, recipe.json)"
+        )
     entry = RECIPES[name]
     settings: Settings = getattr(importlib.import_module(entry.module), entry.smoke if smoke else entry.full)()
     return settings
