@@ -323,8 +323,8 @@ def full(base: Path) -> list[str]:
         expected = outcome(disk / "out")
         size = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
         number = len(expected)
-        options = [f"size={int(size * share) // 1024}k" for share in (0.05, 0.2, 0.5, 0.8, 0.95)]
-        options += [f"nr_inodes={count}" for count in (2, 4, number // 2, number - 2)]
+        options = [f"size={int(size * share) // 1024}k" for share in (0.05, 0.4, 0.9)]
+        options += [f"nr_inodes={count}" for count in (2, number // 2, number - 2)]
         for option in options:
             subprocess.run(["umount", disk], check=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", option, "none", disk], check=True)
