@@ -181,9 +181,8 @@ def _is_utf8(text: str) -> bool:
 
 
 def _print_usage(command: str) -> None:
-    print(
-        f"usage: hdistill {command} RECIPE [flags]\n\nRecipes, or a file (path/to/recipe.py:function, or a run's recipe.json):\n{_recipes()}"
-    )
+    print(f"usage: hdistill {command} RECIPE [flags]\n")
+    print(f"Recipes, or a file (path/to/recipe.py:function, or a run's recipe.json):\n{_recipes()}")
     print(f"hdistill {command} RECIPE --help lists every flag with the recipe's default.")
 
 
