@@ -6,7 +6,8 @@ hd-trainer: with the four other wheels of this very build). There it is imported
 Python block of its README runs; a leaf's block must also fail without any one of the declared dependencies. Then the
 packages are installed from the URL of this repository, as their READMEs say.
 
-With --tests each package's tests run there too, against the installed wheel, once its `test` extra is added.
+With --tests each package's tests run there too, against the installed wheel, once its `test` extra is added; but for
+those marked `slow`, which `hatch run test:all` has.
 
     python tools/check_wheels.py [--only hd-awd] [--tests | --only-tests] [--keep FOLDER]
 """
@@ -192,7 +193,17 @@ def run_tests(package: str, wheel: Path, bare: BareEnvironment, work: Path) -> s
     bare.install(f"{package}[test] @ {wheel.as_uri()}")
     report = work / f"{package}.xml"
     folder = f"packages/{package}/tests"
-    options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-o", "junit_family=xunit1", f"--junit-xml={report}"]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "-m",
+        "not slow",
+        "-o",
+        "junit_family=xunit1",
+        f"--junit-xml={report}",
+    ]
     run([str(bare.commands / "pytest"), *options, folder], "tests", ROOT, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     suite = next(iter(ElementTree.parse(report).getroot().iter("testsuite")))
     for case in suite.iter("testcase"):
