@@ -1,4 +1,4 @@
-"""Train the metric network on the digits' training split and write it into hd-trainer, with its hash and facts.
+"""Train the digits' extractor on the digits' training split and write it into hd-trainer, with its hash and facts.
 
     hatch run test:python tools/train_digits_metric.py
 
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from hd_trainer.data import batch_at, load_digits
-from hd_trainer.metrics.network import DigitsClassifier, extract
+from hd_trainer.data import load_digits, read_all
+from hd_trainer.engine.draws import step_indices
+from hd_trainer.evaluation.extractors import DigitsClassifier, extract
 
 WEIGHTS = Path(__file__).parents[1] / "packages/hd-trainer/src/hd_trainer/weights"
 STEPS, BATCH, SEED = 3_000, 128, 0
@@ -41,9 +42,9 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     generator = torch.Generator().manual_seed(SEED)
     for step in range(STEPS):
-        index = batch_at(step, BATCH, len(data.train), SEED)
-        logits = network(augment(data.train[index], generator))[1]
-        loss = F.cross_entropy(logits, data.train_labels[index], label_smoothing=0.1)
+        batch = data.train.read(step_indices(step, BATCH, len(data.train), SEED))
+        logits = network(augment(batch.x, generator))[1]
+        loss = F.cross_entropy(logits, batch.cond["labels"], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -51,13 +52,11 @@ def main() -> None:
         if step % 500 == 499:
             print(f"step {step + 1}: loss {loss.item():.3f}")
     network.eval()
-    accuracy = {
-        split: (extract(network, images)[1].argmax(dim=1) == labels).float().mean().item()
-        for split, images, labels in (
-            ("train", data.train, data.train_labels),
-            ("held_out", data.held_out, data.held_out_labels),
-        )
-    }
+    accuracy = {}
+    for name, split in (("train", data.train), ("held_out", data.held_out)):
+        whole = read_all(split)
+        right = extract(network, whole.x)[1].argmax(dim=1) == whole.cond["labels"]
+        accuracy[name] = right.float().mean().item()
     content = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
     WEIGHTS.mkdir(exist_ok=True)
     (WEIGHTS / "digits_metric.safetensors").write_bytes(content)

@@ -20,7 +20,7 @@ hdistill: turn a many-step diffusion or flow teacher into a one-step generator.
   hdistill evaluate RUN        measure the stages of a run again
   hdistill report RUN          write a run's report.html again
 
-Recipes, or a file (path/to/recipe.py:function, or a run's recipe.json):
+{title}
 {recipes}
 Examples:
   hdistill run digits                                    # minutes on two CPU cores, into runs/digits
@@ -33,6 +33,7 @@ Examples:
 Whatever is stopped goes on where it was: give the same command again.
 """
 
+RECIPES_HELP = "Recipes, or a file (path/to/recipe.py:function, or a run's recipe.json):"
 HELP_FLAGS = ("-h", "--help")
 STAGES_HELP = """
 STAGE is one of teacher, trajectory, distribution. A stage reads the weights of the one before it from --out, or
@@ -97,7 +98,7 @@ def _dispatch(arguments: list[str]) -> None:
         "report": _report,
     }
     if not arguments or arguments[0] in (*HELP_FLAGS, "help"):
-        print(HELP.format(recipes=_recipes()))
+        print(HELP.format(title=RECIPES_HELP, recipes=_recipes()))
     elif arguments[0] == "--version":
         from hd_trainer.version import __version__
 
@@ -181,8 +182,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _print_usage(command: str) -> None:
-    print(f"usage: hdistill {command} RECIPE [flags]\n")
-    print(f"Recipes, or a file (path/to/recipe.py:function, or a run's recipe.json):\n{_recipes()}")
+    print(f"usage: hdistill {command} RECIPE [flags]\n\n{RECIPES_HELP}\n{_recipes()}")
     print(f"hdistill {command} RECIPE --help lists every flag with the recipe's default.")
 
 
