@@ -9,7 +9,7 @@ from hd_zoo.networks.mlp import MLPField
 from hd_zoo.networks.transformer import DiffusionTransformer
 from hd_zoo.registry import create_model, list_models
 from hd_zoo.sampling import sample_jumps, sample_ode, sample_sde, seeded_noise, uniform_times
-from hd_zoo.student import to_student
+from hd_zoo.student import add_interval, to_student
 from hd_zoo.weights.folders import from_pretrained, read_config, save_pretrained
 from hd_zoo.weights.published import load_published
 from hd_zoo.wrapper import layer_name, network_inside
@@ -28,6 +28,7 @@ __all__ = [
     "MLPField",
     "NoisePrediction",
     "ReversedTime",
+    "add_interval",
     "attention_backend",
     "create_model",
     "from_pretrained",

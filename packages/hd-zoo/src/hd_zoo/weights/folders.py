@@ -108,8 +108,8 @@ def from_pretrained(
     files = shard_files(folder)
     config = read_config(folder)
     found = describe_tensors(files)
-    depth = config["arguments"].get("depth", 1)
-    if isinstance(depth, int) and depth > len(found):  # or building it would take for ever
+    depth = _depth(config["arguments"])
+    if depth > len(found):  # or building it would take for ever
         raise ValueError(f"{files[0]} does not fit its {CONFIG}: {depth} blocks, but {len(found)} tensors")
     model = build(config["architecture"], config["arguments"], device="meta")
     _check_fit(files[0], model.state_dict(), found)
@@ -122,6 +122,14 @@ def from_pretrained(
     for converter in reversed(config.get("converters", [])):
         model = _wrap(model, converter, folder / CONFIG)
     return model.eval()
+
+
+def _depth(arguments: dict[str, Any]) -> int:
+    """Number of blocks by the configuration, also of a network inside another one."""
+    inside = arguments.get("network")
+    inside = inside.get("arguments") if isinstance(inside, dict) else None
+    depths = [one.get("depth", 1) for one in (arguments, inside) if isinstance(one, dict)]
+    return max(depth if isinstance(depth, int) else 1 for depth in depths)
 
 
 def _local(source: str | os.PathLike[str], revision: str | None) -> Path:
