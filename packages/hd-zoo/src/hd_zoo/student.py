@@ -115,7 +115,9 @@ def add_interval(
             frequencies=frequencies,
             repeated=repeated,
         )
-        return type(network)(inner, **network.arguments).train(network.training)
+        converted = type(network)(inner, **network.arguments)
+        converted.training = network.training  # of the modules inside each keeps its own mode
+        return converted
     if getattr(network, "takes_r", False):
         raise ValueError(f"network: this {type(network).__name__} takes r already; to_student copies it")
     settings: dict[str, Any] = {
@@ -136,4 +138,6 @@ def add_interval(
     else:
         inside = {"architecture": architecture, "arguments": arguments}
         note(student, "added_interval", {"network": inside, "at": names, **settings})
-    return student.requires_grad_(True).train(network.training)
+    student.interval_embed.train(network.training)
+    student.training = network.training
+    return student.requires_grad_(True)
