@@ -146,7 +146,7 @@ def test_a_whole_number_will_do_where_a_float_is_wanted() -> None:
 
 
 def test_build_knows_its_architectures_alone() -> None:
-    with pytest.raises(ValueError, match=r"unknown architecture 'os\.system'; known: mlp, transformer"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'os\.system'; known: added_interval, mlp, transformer"):
         build("os.system", {})
     with pytest.raises(ValueError, match=r"cannot build 'transformer': .*image_size"):
         build("transformer", {})
