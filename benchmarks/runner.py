@@ -1,4 +1,4 @@
-"""Shared by benchmarks and experiments: running by name, interleaved timing, and a CSV that says where it was measured."""
+"""Shared by benchmarks and experiments: running by name, interleaved timing, a CSV that says where it was measured."""
 
 from __future__ import annotations
 

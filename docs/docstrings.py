@@ -1,8 +1,8 @@
 """From the packages' docstrings to reStructuredText.
 
-The docstrings are plain text: ``code`` in double backquotes, roles for references, bullet lists, indented equations, and the
-sections ``Args:``, ``Attributes:``, ``Returns:``, ``Yields:`` and ``Raises:``. Signs that mean something in reStructuredText alone
-(``|x|^2``, ``a * b``, ``x_{k+1}``) are escaped.
+The docstrings are plain text: ``code`` in double backquotes, roles for references, bullet lists, indented equations,
+and the sections ``Args:``, ``Attributes:``, ``Returns:``, ``Yields:`` and ``Raises:``. Signs that mean something in
+reStructuredText alone (``|x|^2``, ``a * b``, ``x_{k+1}``) are escaped.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python examples/awd_alone.py
 
-Real pictures are smooth; generated ones have a fault of 2 x 2 pixels in a random place. Compared are AWD, which learns which tokens to
-weigh, and global average pooling (GAP). The features come from a convolutional network that is not trained; in distillation they are
-the teacher's, elsewhere those of any encoder.
+Real pictures are smooth; generated ones have a fault of 2 x 2 pixels in a random place. Compared are AWD, which
+learns which tokens to weigh, and global average pooling (GAP). The features come from a convolutional network that is
+not trained; in distillation they are the teacher's, elsewhere those of any encoder.
 """
 
 import torch

@@ -47,7 +47,9 @@ def report(step: int, sample: Tensor) -> tuple[float, list[float]]:
     distance, nearest = torch.cdist(sample, CENTRES).min(dim=1)
     close = float((distance < 3 * STD).float().mean())
     shares = [float((nearest == i).float().mean()) for i in range(len(CENTRES))]
-    print(f"step {step:3d}: {close:.0%} close to a centre (teacher: 99%), {', '.join(f'{s:.0%}' for s in shares)} at each")
+    print(
+        f"step {step:3d}: {close:.0%} close to a centre (teacher: 99%), {', '.join(f'{s:.0%}' for s in shares)} at each"
+    )
     return close, shares
 
 

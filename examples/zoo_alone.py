@@ -73,7 +73,9 @@ def main() -> dict[str, float]:
     student = hd_zoo.to_student(teacher)  # takes r as well; until it is trained it is the teacher
     same = hd_zoo.sample_jumps(student, noise, labels=labels) - hd_zoo.sample_ode(teacher, noise, 1, labels=labels)
     wrapped = hd_zoo.DataPrediction(Denoiser(teacher))
-    foreign = hd_zoo.sample_ode(wrapped, noise, 20, labels=labels) - hd_zoo.sample_ode(teacher, noise, 20, labels=labels)
+    foreign = hd_zoo.sample_ode(wrapped, noise, 20, labels=labels) - hd_zoo.sample_ode(
+        teacher, noise, 20, labels=labels
+    )
     found |= {"student": float(same.abs().max()), "foreign": float(foreign.abs().max())}
     print(f"new student against its teacher: {found['student']:.0e}, wrapped network: {found['foreign']:.0e}")
     return found

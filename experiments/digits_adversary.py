@@ -1,4 +1,4 @@
-"""What the adversary adds in stage 2: no adversary, GAP and AWD from the same teacher and the same stage 1.
+"""What the discriminator adds in stage 2: none, GAP and AWD from the same teacher and the same stage 1.
 
     hatch run experiment digits-adversary
 
@@ -17,8 +17,10 @@ from pathlib import Path
 from benchmarks.runner import print_table, write_csv
 
 RESULTS = Path(__file__).parent / "results"
-
-VARIANTS = {"none": ["--distribution.adversary.weight", "0"], "gap": ["--distribution.adversary.pooling", "mean"]}
+VARIANTS = {
+    "none": ["--distribution.discriminator.gan-weight", "0"],
+    "gap": ["--distribution.discriminator.pooling", "mean"],
+}
 MEASURES = ("fd", "kid", "precision", "recall", "accuracy")
 
 
@@ -34,17 +36,22 @@ def main(arguments: list[str]) -> None:
         if not (source / "evaluation.json").exists():
             parser.error(f"no finished run in {source}; run first: python -m experiments digits-seeds")
         rows.append({"adversary": "awd", "seed": seed, **scores(source)})
-        for variant, flags in VARIANTS.items():
+        for variant in VARIANTS:
             folder = options.out / f"{variant}-{seed}"
-            weights = ["--teacher-weights", str(source / "teacher"), "--student-weights", str(source / "trajectory")]
             if not (folder / "evaluation.json").exists():
-                train = ["train", "distribution", "digits", "--seed", str(seed), "--out", str(folder), *weights, *flags]
-                for command in (train, ["evaluate", str(folder)]):
-                    subprocess.run([sys.executable, "-m", "hd_trainer", *command], check=True)
+                subprocess.run(
+                    [sys.executable, "-m", "hd_trainer", *command(variant, seed, source, folder)], check=True
+                )
             rows.append({"adversary": variant, "seed": seed, **scores(folder)})
     rows.sort(key=lambda row: (str(row["adversary"]), row["seed"]))
     print_table(rows)
     print(f"\nWrote {write_csv('digits_adversary', rows, RESULTS)}")
+
+
+def command(variant: str, seed: int, source: Path, folder: Path) -> list[str]:
+    """hdistill's arguments: stage 2 alone, from the teacher and the stage 1 of the run in ``source``."""
+    weights = ["--teacher-weights", str(source / "teacher"), "--student-weights", str(source / "trajectory")]
+    return ["run", "digits", "--seed", str(seed), "--out", str(folder), *weights, *VARIANTS[variant]]
 
 
 def scores(folder: Path) -> dict[str, float]:

@@ -31,14 +31,14 @@ def main(arguments: list[str]) -> None:
     runs = []
     for seed in options.seeds:
         folder = options.out / str(seed)
-        command = ["run", "digits", "--seed", str(seed), "--out", str(folder)]
+        arguments = command(seed, folder)
         if not (folder / "report.html").exists():
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "hd_trainer", *command], check=True)
+            subprocess.run([sys.executable, "-m", "hd_trainer", *arguments], check=True)
             (folder / "wall_seconds.json").write_text(json.dumps(round(time.perf_counter() - began, 1)))
         runs.append(
             {
-                "command": f"hdistill {' '.join(command)}",
+                "command": f"hdistill {' '.join(arguments)}",
                 "wall_seconds": json.loads((folder / "wall_seconds.json").read_text()),
                 **json.loads((folder / "evaluation.json").read_text()),
             }
@@ -49,6 +49,11 @@ def main(arguments: list[str]) -> None:
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result["targets"], indent=2))
     print(f"Wrote {path}")
+
+
+def command(seed: int, folder: Path) -> list[str]:
+    """hdistill's arguments."""
+    return ["run", "digits", "--seed", str(seed), "--out", str(folder)]
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -79,13 +79,13 @@ def test_a_checkpoint_becomes_a_folder(network: torch.nn.Module, checkpoint: Pat
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("sit_s_2", [], "convert_checkpoint: these are not the weights of this network: "),
+        ("sit_s_2", [], "official.pt: these are not the weights of this network: "),
         ("sit_s_2", ["--set", "width"], "--set takes NAME=VALUE with a value in JSON; got 'width': there is no '='"),
         ("sit_s_2", ["--set", "width=wide"], "got 'width=wide': 'wide' is not JSON"),
         ("sit_s_2", ["--set", "breadth=3"], "breadth"),
         ("sit_s_2", ["--set", "averaged=true"], "averaged"),
         ("sit_huge", [], "sit_huge"),
-        ("mlp_2d", [], "name must be sit_*, dit_* or lightningdit_*; got 'mlp_2d'"),
+        ("mlp_2d", [], "dmf_*, lightningdit_*, meanflow_*, repa_*, sit_*); got 'mlp_2d'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

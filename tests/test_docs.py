@@ -17,7 +17,12 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 def pages() -> list[Path]:
     """Every Markdown page that a reader may open."""
-    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("examples/*.md")]
+    found = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("packages/*/README.md"),
+        *ROOT.glob("examples/*.md"),
+    ]
     assert len(found) > 10
     return sorted(found)
 
@@ -56,7 +61,20 @@ def test_mathematical_signs_of_a_docstring_are_not_markup() -> None:
 
 
 def test_sections_become_fields_and_equations_stay_as_they_are() -> None:
-    docstring = "First line.\n\n    x = a * b\n\nArgs:\n    t, r: (B,) in\n        [0, 1].\n\nReturns:\n    Of x's shape: always.\n\nRaises:\n    ValueError: if not."
+    docstring = """First line.
+
+    x = a * b
+
+Args:
+    t, r: (B,) in
+        [0, 1].
+
+Returns:
+    Of x's shape: always.
+
+Raises:
+    ValueError: if not.
+"""
     expected = """First line.
 
 ::

@@ -75,3 +75,18 @@ def test_the_notebook_is_committed_with_its_outputs() -> None:
     picture = base64.b64decode(cells[-1]["outputs"][-1]["data"]["image/png"])
     assert picture.startswith(b"\x89PNG")
     assert NOTEBOOK.stat().st_size < 200_000
+
+
+def test_own_data_trains_a_teacher() -> None:
+    load_example("own_data").main()
+
+
+def test_own_recipe_goes_the_whole_way_on_own_data() -> None:
+    rows = load_example("own_recipe").main()
+    assert [row["name"] for row in rows] == ["held-out data", "teacher", "teacher", "trajectory", "distribution"]
+    assert all(row["fd"] is None for row in rows)  # no network knows bars
+
+
+def test_own_teacher_is_taken_from_its_folder() -> None:
+    rows = load_example("own_teacher").main()
+    assert rows[-1]["name"] == "distribution"

@@ -72,6 +72,8 @@ def test_a_table_that_drifts_is_told(tables: ModuleType, tmp_path: Path) -> None
     changed = {**committed[0], "registers": "256"}
     assert sorted(line.split()[0] for line in tables.drift(path, [changed, *committed[1:]])) == ["not", "only"]
     assert [line.split()[0] for line in tables.drift(path, committed[1:])] == ["only"]
+    assert tables.drift(path, committed[1:], complete=False) == []
+    assert [line.split()[0] for line in tables.drift(path, [changed], complete=False)] == ["not"]
     assert [line.split()[0] for line in tables.drift(path, [changed, *committed])] == ["not"]
     other_version = [{**row, "triton": "0.0"} for row in committed]
     assert len(tables.drift(path, other_version)) == 1

@@ -2,15 +2,16 @@
 
     python tools/convert_checkpoint.py sit_xl_2 SiT-XL-2-256x256.pt teachers/sit_xl_2
     python tools/convert_checkpoint.py dit_xl_2 DiT-XL-2-512x512.pt teachers/dit_512 --set image_size=64
-    python tools/convert_checkpoint.py sit_xl_2 repa.pt teachers/repa --set reversed_time=false learned_variance=false
+    python tools/convert_checkpoint.py dmf_xl_2 dmf_xl_2_512.pt students/dmf --set image_size=64 'qk_norm="rms"'
 
-Tensors alone are read from a pickle. Missing and unexpected weights are all named, and nothing is written then.
+Tensors alone are read from a pickle. Weights that do not fit or are not finite are named; nothing is written then.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help="of the network: sit_*, dit_* or lightningdit_*")
+    parser.add_argument("name", help="of the network: one that is published, see docs/models.md")
     parser.add_argument("checkpoint", type=Path, help=".pt, .pth, .ckpt or .safetensors")
     parser.add_argument("folder", type=Path, help="where to write config.json and the weights")
     parser.add_argument("--current", action="store_true", help="take the current weights, not their moving average")
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     cost = hd_zoo.model_cost(field)
     size = f"{cost.parameters:,} parameters, {cost.multiply_adds / 1e9:.2f} G multiply-adds"
-    print(f"{options.folder}: {options.name}, {size}")
+    # A path need not be UTF-8; the terminal may be.
+    print(f"{os.fsencode(options.folder).decode(errors='backslashreplace')}: {options.name}, {size}")
     return 0
 
 

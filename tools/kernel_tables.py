@@ -71,8 +71,11 @@ def failures(table: list[Row]) -> list[str]:
     return found
 
 
-def drift(path: Path, table: list[Row]) -> list[str]:
-    """Differences from the committed table, whose rows of targets that ``table`` leaves out are left out too."""
+def drift(path: Path, table: list[Row], *, complete: bool = True) -> list[str]:
+    """Differences from the committed table; rows of targets that ``table`` leaves out are left out too.
+
+    Unless ``complete`` is False, every committed row of those targets must be there.
+    """
     targets = {row["target"] for row in table}
     committed = [row for row in read(path) if row["target"] in targets]
     made, ours = ({row.get("triton") for row in rows} for rows in (committed, table))
@@ -81,7 +84,8 @@ def drift(path: Path, table: list[Row]) -> list[str]:
         return [f"{path.name} was made with Triton {theirs}, this is {own}: use that one, or --write"]
     old, new = ({tuple(row.items()) for row in rows} for rows in (committed, table))
     lines = [f"not in {path.name}: {', '.join(value for _, value in row)}" for row in sorted(new - old)]
-    return lines + [f"only in {path.name}: {', '.join(value for _, value in row)}" for row in sorted(old - new)]
+    gone = sorted(old - new) if complete else []
+    return lines + [f"only in {path.name}: {', '.join(value for _, value in row)}" for row in gone]
 
 
 def read(path: Path) -> list[Row]:

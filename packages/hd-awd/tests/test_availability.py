@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from hd_awd import attention_pool
+from hd_awd.pooling.availability import OLDEST_TRITON
 
 TOKENS, QUERIES = torch.randn(2, 5, 6), torch.randn(3, 6)
 
 
-@pytest.fixture
-def availability() -> ModuleType:
+def fresh_availability() -> ModuleType:
     """The module afresh: nothing remembered of this machine."""
     spec = importlib.util.find_spec("hd_awd.pooling.availability")
     module = importlib.util.module_from_spec(spec)
@@ -28,27 +29,22 @@ def availability() -> ModuleType:
     return module
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretends a version of Triton, None for none, and whether its interpreter is on."""
+def pretend(monkeypatch: pytest.MonkeyPatch, *, version: str | None = "3.4.0", interpret: str | None = "1") -> None:
+    """A machine with that version of Triton, None for none, and its interpreter on or not (TRITON_INTERPRET)."""
+    real = importlib.metadata.version
 
-    def pretend(version: str | None = "3.4.0", interpret: str | None = "1") -> None:
-        real = importlib.metadata.version
+    def found(name: str) -> str:
+        if name != "triton":
+            return real(name)
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
 
-        def found(name: str) -> str:
-            if name != "triton":
-                return real(name)
-            if version is None:
-                raise importlib.metadata.PackageNotFoundError(name)
-            return version
-
-        monkeypatch.setattr(importlib.metadata, "version", found)
-        if interpret is None:
-            monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        else:
-            monkeypatch.setenv("TRITON_INTERPRET", interpret)
-
-    return pretend
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    if interpret is None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    else:
+        monkeypatch.setenv("TRITON_INTERPRET", interpret)
 
 
 class Elsewhere:
@@ -58,29 +54,29 @@ class Elsewhere:
 
 
 @pytest.mark.parametrize("version", ["OLDEST.0", "3.10.0", "3.4.0+git1234", "4.0"])
-def test_no_objection(availability: ModuleType, machine: Any, version: str) -> None:
-    machine(version.replace("OLDEST", ".".join(map(str, availability.OLDEST_TRITON))))
+def test_no_objection(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    pretend(monkeypatch, version=version.replace("OLDEST", ".".join(map(str, OLDEST_TRITON))))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert availability.why_not_triton(TOKENS.to(dtype), QUERIES.to(dtype)) is None
+        assert fresh_availability().why_not_triton(TOKENS.to(dtype), QUERIES.to(dtype)) is None
 
 
-def test_triton_is_missing(availability: ModuleType, machine: Any) -> None:
-    machine(None)
-    assert "Triton is not installed" in availability.why_not_triton(TOKENS, QUERIES)
+def test_triton_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, version=None)
+    assert "Triton is not installed" in fresh_availability().why_not_triton(TOKENS, QUERIES)
 
 
 @pytest.mark.parametrize("version", ["2.3.1", "3.1.0", "3.0.0.post1"])
-def test_triton_is_too_old(availability: ModuleType, machine: Any, version: str) -> None:
-    machine(version)
-    reason = availability.why_not_triton(TOKENS, QUERIES)
-    assert f"{'.'.join(map(str, availability.OLDEST_TRITON))} or newer" in reason
+def test_triton_is_too_old(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    pretend(monkeypatch, version=version)
+    reason = fresh_availability().why_not_triton(TOKENS, QUERIES)
+    assert f"{'.'.join(map(str, OLDEST_TRITON))} or newer" in reason
     assert version in reason
 
 
 @pytest.mark.parametrize("interpret", [None, "0"])
-def test_the_device_is_no_gpu(availability: ModuleType, machine: Any, interpret: str | None) -> None:
-    machine(interpret=interpret)
-    reason = availability.why_not_triton(TOKENS, QUERIES)
+def test_the_device_is_no_gpu(monkeypatch: pytest.MonkeyPatch, interpret: str | None) -> None:
+    pretend(monkeypatch, interpret=interpret)
+    reason = fresh_availability().why_not_triton(TOKENS, QUERIES)
     assert '"cuda"' in reason
     assert '"cpu"' in reason
 
@@ -89,13 +85,11 @@ def test_the_device_is_no_gpu(availability: ModuleType, machine: Any, interpret:
     ("capability", "hip", "objects"), [((7, 5), None, True), ((8, 0), None, False), ((12, 0), None, False),
                                        ((7, 5), "6.4", False)]
 )  # fmt: skip
-def test_the_gpu_is_too_old(
-    availability: ModuleType, machine: Any, monkeypatch: pytest.MonkeyPatch, capability: Any, hip: Any, objects: bool
-) -> None:
-    machine(interpret=None)
+def test_the_gpu_is_too_old(monkeypatch: pytest.MonkeyPatch, capability: Any, hip: Any, objects: bool) -> None:
+    pretend(monkeypatch, interpret=None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
-    reason = availability.why_not_triton(Elsewhere(), QUERIES)
+    reason = fresh_availability().why_not_triton(Elsewhere(), QUERIES)
     assert (reason is not None) == objects
     if objects:
         assert "8.0 or newer" in reason
@@ -115,11 +109,10 @@ def test_the_gpu_is_too_old(
     ],
 )
 def test_what_the_kernels_do_not_take(
-    availability: ModuleType, machine: Any, tokens: Tensor, queries: Tensor, reason: str
+    monkeypatch: pytest.MonkeyPatch, tokens: Tensor, queries: Tensor, reason: str
 ) -> None:
-    machine()
-    with pytest.raises(AssertionError, match=reason):  # by a pattern, as errors are matched elsewhere
-        raise AssertionError(availability.why_not_triton(tokens, queries))
+    pretend(monkeypatch)
+    assert re.search(reason, fresh_availability().why_not_triton(tokens, queries))
 
 
 @pytest.mark.parametrize(
@@ -131,11 +124,9 @@ def test_what_the_kernels_do_not_take(
         (torch.zeros(0, 3, 6), torch.zeros(1, 6)),
     ],
 )
-def test_the_limits_themselves_are_fine(
-    availability: ModuleType, machine: Any, tokens: Tensor, queries: Tensor
-) -> None:
-    machine()
-    assert availability.why_not_triton(tokens, queries) is None
+def test_the_limits_themselves_are_fine(monkeypatch: pytest.MonkeyPatch, tokens: Tensor, queries: Tensor) -> None:
+    pretend(monkeypatch)
+    assert fresh_availability().why_not_triton(tokens, queries) is None
 
 
 @pytest.mark.parametrize("backend", ["nope", "", "Triton", "cuda"])
@@ -152,21 +143,17 @@ def test_an_unknown_backend(backend: str) -> None:
         ({"interpret": None}, 'on "cpu"'),
     ],
 )
-def test_the_op_says_why_not(
-    availability: ModuleType, machine: Any, monkeypatch: pytest.MonkeyPatch, pretence: dict[str, Any], reason: str
-) -> None:
-    machine(**pretence)
-    monkeypatch.setattr("hd_awd.pooling.op.why_not_triton", availability.why_not_triton)
+def test_the_op_says_why_not(monkeypatch: pytest.MonkeyPatch, pretence: dict[str, Any], reason: str) -> None:
+    pretend(monkeypatch, **pretence)
+    monkeypatch.setattr("hd_awd.pooling.op.why_not_triton", fresh_availability().why_not_triton)
     with pytest.raises(RuntimeError, match=f'"triton" cannot be used here: .*{reason}'):
         attention_pool(TOKENS, QUERIES, backend="triton")
     assert torch.equal(attention_pool(TOKENS, QUERIES), attention_pool(TOKENS, QUERIES, backend="torch"))
 
 
-def test_the_op_says_why_not_in_float64(
-    availability: ModuleType, machine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine()
-    monkeypatch.setattr("hd_awd.pooling.op.why_not_triton", availability.why_not_triton)
+def test_the_op_says_why_not_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr("hd_awd.pooling.op.why_not_triton", fresh_availability().why_not_triton)
     with pytest.raises(RuntimeError, match=r'"triton" cannot be used here: .*float64'):
         attention_pool(TOKENS.double(), QUERIES.double(), backend="triton")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+from awd_helpers import naive_pool
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from hd_awd import attention_pool
 from hd_awd.pooling import autograd, blocks
 from hd_awd.pooling.folded import attention_pool_folded
+from hd_awd.pooling.inputs import Incoming, PoolInputs
 
 SHAPES = {"none": None, "N": (7,), "MN": (3, 7), "BMN": (4, 3, 7), "B1N": (4, 1, 7), "M1": (3, 1)}
 
@@ -58,22 +60,24 @@ def test_equals_autograd_through_the_folded_form(
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_one_input_alone_may_want_a_gradient(index: int, naive: Callable[..., Any]) -> None:
+def test_one_input_alone_may_want_a_gradient(index: int) -> None:
     tokens, queries = inputs()
     arguments = [tokens.detach(), queries.detach(), torch.randn(3, 7, dtype=torch.float64)]
     arguments[index].requires_grad_()
     found = torch.autograd.grad(attention_pool(*arguments).square().sum(), arguments[index])[0]
-    expected = torch.autograd.grad(naive(*arguments)[0].square().sum(), arguments[index])[0]
+    expected = torch.autograd.grad(naive_pool(*arguments)[0].square().sum(), arguments[index])[0]
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-9)
 
 
 def test_a_gradient_that_nobody_wants_is_not_computed() -> None:
     """A discriminator's own step: features come from a frozen network, only the queries learn."""
     tokens, queries = (one.detach().float() for one in inputs(12, 16, 32))
-    pooled, lse, _ = blocks.pool_forward(tokens, queries, None, None, 1e-6, False)
-    given = (pooled, None, tokens, queries, None, None, lse, pooled.square().sum(-1), 1e-6)
-    every = blocks.pool_backward(*given, True, True)
-    none, queries_alone, no_scores = blocks.pool_backward(*given, False, False)
+    given = PoolInputs(tokens, queries, None, None, 1e-6)
+    pooled, lse, _ = blocks.pool_forward(given, False)
+    incoming = Incoming(pooled, None, lse, pooled.square().sum(-1), want_tokens=True, want_bias=True)
+    every = blocks.pool_backward(given, incoming)
+    some = blocks.pool_backward(given, dataclasses.replace(incoming, want_tokens=False, want_bias=False))
+    none, queries_alone, no_scores = some
     assert (none.numel(), no_scores.numel(), none.dtype) == (0, 0, tokens.dtype)
     assert torch.equal(queries_alone, every[1])
 
@@ -116,9 +120,9 @@ def test_a_pooling_from_outside_of_forward_mode_is_refused_within() -> None:
         loss.backward()
 
 
-def test_a_large_offset_costs_no_more_than_storing_it(naive: Callable[..., Any]) -> None:
+def test_a_large_offset_costs_no_more_than_storing_it() -> None:
     tokens, queries = torch.randn(2, 40, 64) + 1e4, 0.3 * torch.randn(4, 64)
-    expected = naive(tokens.double(), queries.double())[0]
+    expected = naive_pool(tokens.double(), queries.double())[0]
     torch.testing.assert_close(attention_pool(tokens, queries).double(), expected, atol=2e-3, rtol=0)
     assert (attention_pool_folded(tokens, queries)[0].double() - expected).abs().max() > 4e-3
 
@@ -137,20 +141,20 @@ def test_every_thread_has_whole_samples_or_even_parts(monkeypatch: pytest.Monkey
     assert list(blocks._slices(0, 0)) == []
 
 
-def test_queries_far_from_zero_cost_no_digits(naive: Callable[..., Any]) -> None:
+def test_queries_far_from_zero_cost_no_digits() -> None:
     """A query's mean has no effect on normalised tokens."""
     tokens, queries = torch.randn(2, 64, 256), torch.randn(4, 256) / 16
-    expected = naive(tokens.double(), queries.double())[0]
+    expected = naive_pool(tokens.double(), queries.double())[0]
     for offset in (0.0, 1.0, 10.0):
         found = attention_pool(tokens, queries + offset)
-        rounded = naive(tokens.double(), (queries + offset).double())[0]
+        rounded = naive_pool(tokens.double(), (queries + offset).double())[0]
         assert ((found.double() - rounded).norm() / rounded.norm()).item() < 1e-6
         assert ((found.double() - expected).norm() / expected.norm()).item() < 1e-5
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gradient_of_any_layout_under_autocast(layout: str, dtype: torch.dtype, naive: Callable[..., Any]) -> None:
+def test_a_gradient_of_any_layout_under_autocast(layout: str, dtype: torch.dtype) -> None:
     """Autocast would take the products in 16 bits; tokens and incoming gradients need not be contiguous."""
     base = torch.randn(3, 20, 32) if layout == "contiguous" else torch.randn(3, 32, 20).transpose(1, 2)
     base = torch.randn(3, 20, 64)[..., ::2] if layout == "sliced" else base
@@ -160,18 +164,18 @@ def test_a_gradient_of_any_layout_under_autocast(layout: str, dtype: torch.dtype
         pooled = attention_pool(tokens, queries)
         found = torch.autograd.grad(pooled, (tokens, queries), start.to(pooled.dtype))
     wide = [one.detach().double().requires_grad_() for one in (tokens, queries)]
-    expected = torch.autograd.grad(naive(*wide)[0], wide, start.to(dtype).double())
+    expected = torch.autograd.grad(naive_pool(*wide)[0], wide, start.to(dtype).double())
     for one, two, limit in zip(found, expected, (1e-2 if dtype == torch.bfloat16 else 1e-5, 1e-5), strict=True):
         assert ((one.double() - two).norm() / two.norm()).item() < limit
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_tokens(dtype: torch.dtype, naive: Callable[..., Any]) -> None:
+def test_half_precision_tokens(dtype: torch.dtype) -> None:
     tokens, queries = torch.randn(3, 20, 32).to(dtype).requires_grad_(), torch.randn(2, 32, requires_grad=True)
     pooled = attention_pool(tokens, queries)
     found = torch.autograd.grad(pooled.float().square().sum(), (tokens, queries))
     wide = [one.detach().double().requires_grad_() for one in (tokens, queries)]
-    expected = torch.autograd.grad(naive(*wide)[0].square().sum(), wide)
+    expected = torch.autograd.grad(naive_pool(*wide)[0].square().sum(), wide)
     for one, two in zip(found, expected, strict=True):
         assert ((one.double() - two).norm() / two.norm()).item() < 1e-2
 
@@ -211,14 +215,13 @@ def test_no_float32_copy_of_more_than_a_block(rows: int, monkeypatch: pytest.Mon
     batch, num_tokens, width = 5, 64, 32
     in_blocks_of(rows * width, 1, monkeypatch)
     tokens, queries = torch.randn(batch, num_tokens, width).bfloat16(), torch.randn(1, width)
+    given = PoolInputs(tokens, queries, None, None, 1e-6)
     with Largest() as forward:
-        pooled, lse, _ = blocks.pool_forward(tokens, queries, None, None, 1e-6, False)
+        pooled, lse, _ = blocks.pool_forward(given, False)
     found = []
     for want_tokens in (True, False):
         with Largest() as backward:
-            blocks.pool_backward(
-                pooled, None, tokens, queries, None, None, lse, pooled.sum(-1), 1e-6, want_tokens, False
-            )
+            blocks.pool_backward(given, Incoming(pooled, None, lse, pooled.sum(-1), want_tokens, want_bias=False))
         found.append(backward.bytes)
     assert forward.bytes[torch.float32] == 4 * rows * width
     assert found[0][torch.float32] == found[1][torch.float32] == 4 * rows * width
@@ -237,7 +240,7 @@ def test_operators_pass_pytorchs_checks(extras: bool) -> None:
     assert [one.requires_grad for one in autograd.pool_op(*trained, *arguments[2:])[:2]] == [True, False]
     pooled, lse, weights = autograd.pool_op(*arguments)
     grads = (torch.randn_like(pooled), torch.randn_like(weights) if extras else None)
-    given = (*grads, tokens, queries, bias, mask, lse, pooled.sum(-1), 1e-6)
+    given = (*arguments[:5], *grads, lse, pooled.sum(-1))
     for want_tokens in (False, True):
         torch.library.opcheck(autograd.pool_backward_op, (*given, want_tokens, extras, False))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from awd_helpers import UnfoldedHead, randomised
 from torch import Tensor, nn
 
 from hd_awd import Discriminator, PoolingHead
@@ -27,12 +28,10 @@ def build(pooling: str, seed: int = 3, **sizes: Any) -> Discriminator:
     return Discriminator(WIDTHS, pooling, **{"num_queries": 2, "head_width": 4, "hidden": 7, **sizes}).double()
 
 
-def test_the_folded_head_is_the_unfolded_head(
-    unfolded_head: type[nn.Module], randomised: Callable[..., nn.Module]
-) -> None:
+def test_the_folded_head_is_the_unfolded_head() -> None:
     head = PoolingHead(10, pooling="attention", num_queries=3, head_width=4, hidden=5, eps=1e-3).double()
     randomised(head)
-    plain = unfolded_head(10, 3, 4, 5, 1e-3).double()
+    plain = UnfoldedHead(10, 3, 4, 5, 1e-3).double()
     plain.load_state_dict(head.state_dict())
     tokens = (2 * torch.randn(4, 13, 10, dtype=torch.float64) + 1).requires_grad_()
     weight = torch.randn(4, dtype=torch.float64)
@@ -49,7 +48,7 @@ def test_the_folded_head_is_the_unfolded_head(
         torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_mean_head_is_global_average_pooling(randomised: Callable[..., nn.Module]) -> None:
+def test_the_mean_head_is_global_average_pooling() -> None:
     discriminator = randomised(build("mean"))
     found = discriminator(inputs := features())
     for index, tokens in enumerate(inputs):
@@ -93,7 +92,7 @@ def test_queries_move_first_and_then_the_poolings_part() -> None:
     assert gap[2] < 1e-12
 
 
-def test_token_weights_of_attention(randomised: Callable[..., nn.Module]) -> None:
+def test_token_weights_of_attention() -> None:
     discriminator, inputs = randomised(build("attention")), features()
     weights = discriminator.token_weights([tokens.requires_grad_() for tokens in inputs])
     for tokens, weight, head in zip(inputs, weights, discriminator.layer_heads, strict=True):
@@ -113,7 +112,7 @@ def test_token_weights_of_the_mean_are_uniform() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
-def test_gradient_reaches_the_tokens_and_every_parameter(pooling: str, randomised: Callable[..., nn.Module]) -> None:
+def test_gradient_reaches_the_tokens_and_every_parameter(pooling: str) -> None:
     discriminator = randomised(build(pooling))
     inputs = [tokens.requires_grad_() for tokens in features()]
     discriminator(inputs).square().sum().backward()
@@ -125,7 +124,7 @@ def test_gradient_reaches_the_tokens_and_every_parameter(pooling: str, randomise
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
-def test_gradcheck_of_the_whole_head(pooling: str, randomised: Callable[..., nn.Module]) -> None:
+def test_gradcheck_of_the_whole_head(pooling: str) -> None:
     head = randomised(PoolingHead(4, pooling=pooling, num_queries=2, head_width=3, hidden=3, eps=1e-2).double())
     tokens = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(head, (tokens,))
@@ -133,7 +132,7 @@ def test_gradcheck_of_the_whole_head(pooling: str, randomised: Callable[..., nn.
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
-def test_half_precision_features_and_autocast(pooling: str, randomised: Callable[..., nn.Module]) -> None:
+def test_half_precision_features_and_autocast(pooling: str) -> None:
     discriminator = randomised(build(pooling), std=0.1)
     expected = discriminator(inputs := features())
     discriminator.float()
@@ -146,7 +145,7 @@ def test_half_precision_features_and_autocast(pooling: str, randomised: Callable
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_to_one_graph(backend: str, randomised: Callable[..., nn.Module]) -> None:
+def test_compiles_to_one_graph(backend: str) -> None:
     discriminator, inputs = randomised(build("attention")), features()
     torch.compiler.reset()
     found = torch.compile(discriminator, backend=backend, fullgraph=True)(inputs)
@@ -206,9 +205,7 @@ def test_a_single_head_checks_its_own_sizes() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "discriminator."])
-def test_weights_from_before_the_heads_were_renamed_are_loaded(
-    prefix: str, randomised: Callable[..., nn.Module]
-) -> None:
+def test_weights_from_before_the_heads_were_renamed_are_loaded(prefix: str) -> None:
     """Alone, and as a part of another module; what the caller holds stays as it was."""
     saved = randomised(build("attention", merge="concatenate"))
     then = {prefix + name.replace("layer_heads.", "heads."): value for name, value in saved.state_dict().items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from awd_helpers import ConvNet, TokenNet
 from torch import Tensor, nn
 
 from hd_awd import FeatureTap, as_tokens
@@ -15,7 +16,8 @@ def hook_count(network: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in network.modules())
 
 
-def test_tokens_of_a_transformer(token_net: nn.Module) -> None:
+def test_tokens_of_a_transformer() -> None:
+    token_net = TokenNet().requires_grad_(False)
     x = torch.randn(2, 5, 3)
     features = FeatureTap(token_net, ["embed", "blocks.1"])(x)
     embedded = token_net.embed(x)
@@ -23,7 +25,8 @@ def test_tokens_of_a_transformer(token_net: nn.Module) -> None:
     assert torch.equal(features[1], token_net.blocks[1](token_net.blocks[0](embedded)))
 
 
-def test_a_convolutional_map_becomes_tokens_row_by_row(conv_net: nn.Module) -> None:
+def test_a_convolutional_map_becomes_tokens_row_by_row() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     x = torch.randn(2, 2, 4, 6)
     tokens = FeatureTap(conv_net, ["first"])(x)[0]
     feature = conv_net.first(x)
@@ -33,7 +36,8 @@ def test_a_convolutional_map_becomes_tokens_row_by_row(conv_net: nn.Module) -> N
             assert torch.equal(tokens[:, 6 * row + column], feature[:, :, row, column])
 
 
-def test_a_tuple_stands_for_its_first_entry_and_a_vector_is_one_token(conv_net: nn.Module) -> None:
+def test_a_tuple_stands_for_its_first_entry_and_a_vector_is_one_token() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     x = torch.randn(2, 2, 4, 4)
     stage, vector = FeatureTap(conv_net, ["stages.0", "last"])(x)
     expected = conv_net.stages[0](conv_net.first(x).tanh())[0]
@@ -42,7 +46,8 @@ def test_a_tuple_stands_for_its_first_entry_and_a_vector_is_one_token(conv_net: 
 
 
 @pytest.mark.parametrize("names", [["stages.1", "first", "last"], ["last", "first", "stages.1"]])
-def test_features_come_in_the_order_of_the_names(conv_net: nn.Module, names: list[str]) -> None:
+def test_features_come_in_the_order_of_the_names(names: list[str]) -> None:
+    conv_net = ConvNet().requires_grad_(False)
     x = torch.randn(2, 2, 4, 4)
     alone = [FeatureTap(conv_net, [name])(x)[0] for name in names]
     together = FeatureTap(conv_net, names)(x)
@@ -50,7 +55,8 @@ def test_features_come_in_the_order_of_the_names(conv_net: nn.Module, names: lis
     assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
 
 
-def test_run_also_returns_the_plain_output(conv_net: nn.Module) -> None:
+def test_run_also_returns_the_plain_output() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     x, t, shift = torch.randn(2, 2, 4, 4), torch.rand(2), torch.randn(2, 3)
     tap = FeatureTap(conv_net, ["stages.0"])
     output, features = tap.run(x, t, shift=shift)
@@ -59,7 +65,8 @@ def test_run_also_returns_the_plain_output(conv_net: nn.Module) -> None:
     assert not torch.equal(features[0], tap(x)[0])
 
 
-def test_gradient_flows_into_the_input_and_not_into_the_frozen_network(conv_net: nn.Module) -> None:
+def test_gradient_flows_into_the_input_and_not_into_the_frozen_network() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     tap = FeatureTap(conv_net.double(), ["stages.1", "last"])
 
@@ -72,14 +79,16 @@ def test_gradient_flows_into_the_input_and_not_into_the_frozen_network(conv_net:
     assert all(parameter.grad is None for parameter in conv_net.parameters())
 
 
-def test_a_network_that_is_not_frozen_is_in_the_graph(conv_net: nn.Module) -> None:
+def test_a_network_that_is_not_frozen_is_in_the_graph() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     conv_net.requires_grad_(True)
     FeatureTap(conv_net, ["first"])(torch.randn(1, 2, 3, 3))[0].sum().backward()
     assert conv_net.first.weight.grad.abs().sum() > 0
     assert conv_net.last.weight.grad is None
 
 
-def test_hooks_are_there_during_the_call_alone(conv_net: nn.Module) -> None:
+def test_hooks_are_there_during_the_call_alone() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     seen = []
     conv_net.last.register_forward_hook(lambda module, args, output: seen.append(hook_count(conv_net)))
     tap = FeatureTap(conv_net, ["first", "stages.0"])
@@ -89,7 +98,8 @@ def test_hooks_are_there_during_the_call_alone(conv_net: nn.Module) -> None:
     assert hook_count(conv_net) == 1
 
 
-def test_hooks_are_removed_after_an_exception(conv_net: nn.Module) -> None:
+def test_hooks_are_removed_after_an_exception() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     tap = FeatureTap(conv_net, ["first", "last"])
     with pytest.raises(RuntimeError, match="channels"):
         tap(torch.randn(1, 5, 3, 3))
@@ -100,7 +110,8 @@ def test_hooks_are_removed_after_an_exception(conv_net: nn.Module) -> None:
     assert len(tap(torch.randn(1, 2, 3, 3))) == 2
 
 
-def test_a_missing_name_lists_the_nearest(conv_net: nn.Module) -> None:
+def test_a_missing_name_lists_the_nearest() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     with pytest.raises(ValueError, match=r"no module 'stages\.7'; nearest: .*stages\.[01]"):
         FeatureTap(conv_net, ["first", "stages.7"])
     with pytest.raises(ValueError, match=r"no module 'frist'; nearest: first,"):
@@ -121,12 +132,14 @@ def test_the_list_of_near_names_stays_short() -> None:
 @pytest.mark.parametrize(
     ("names", "message"), [([], "non-empty"), ("first", "non-empty"), (["first", "first"], "not repeat")]
 )
-def test_names_that_make_no_sense(conv_net: nn.Module, names: Any, message: str) -> None:
+def test_names_that_make_no_sense(names: Any, message: str) -> None:
+    conv_net = ConvNet().requires_grad_(False)
     with pytest.raises(ValueError, match=message):
         FeatureTap(conv_net, names)
 
 
-def test_a_module_that_does_not_run(conv_net: nn.Module) -> None:
+def test_a_module_that_does_not_run() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     with pytest.raises(RuntimeError, match=r"'unused' did not run in this call.*exactly once"):
         FeatureTap(conv_net, ["first", "unused"])(torch.randn(1, 2, 3, 3))
     assert hook_count(conv_net) == 0
@@ -139,7 +152,8 @@ def test_a_module_that_runs_twice() -> None:
         FeatureTap(network, ["0"])(torch.randn(2, 3))
 
 
-def test_two_calls_do_not_mix(conv_net: nn.Module) -> None:
+def test_two_calls_do_not_mix() -> None:
+    conv_net = ConvNet().requires_grad_(False)
     tap, (one, two) = FeatureTap(conv_net, ["first"]), torch.randn(2, 1, 2, 3, 3)
     first = tap(one)[0].clone()
     second = tap(two)[0]

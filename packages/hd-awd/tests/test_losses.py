@@ -30,14 +30,14 @@ GENERATOR = {
 }
 
 
-@pytest.fixture
-def logits() -> tuple[Tensor, Tensor]:
+def draw_logits() -> tuple[Tensor, Tensor]:
     """real and fake (5, 3), away from the hinge's corners."""
     return 2 * torch.randn(5, 3, dtype=torch.float64), 2 * torch.randn(5, 3, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_values(kind: str, logits: tuple[Tensor, Tensor]) -> None:
+def test_values(kind: str) -> None:
+    logits = draw_logits()
     pairs = list(zip(*(tensor.flatten().tolist() for tensor in logits), strict=True))
     for loss, form in (
         (discriminator_loss(*logits, kind), DISCRIMINATOR),
@@ -47,8 +47,8 @@ def test_values(kind: str, logits: tuple[Tensor, Tensor]) -> None:
         assert loss.item() == pytest.approx(sum(form[kind](r, f) for r, f in pairs) / len(pairs), rel=1e-12)
 
 
-def test_softplus_is_the_default_and_needs_no_real_logits(logits: tuple[Tensor, Tensor]) -> None:
-    real, fake = logits
+def test_softplus_is_the_default_and_needs_no_real_logits() -> None:
+    real, fake = draw_logits()
     assert discriminator_loss(real, fake) == discriminator_loss(real, fake, "softplus")
     assert generator_loss(fake) == generator_loss(fake, kind="softplus") == generator_loss(fake, real)
     assert generator_loss(fake, kind="hinge") == generator_loss(fake, real, "hinge")
@@ -62,8 +62,8 @@ def test_a_perfectly_undecided_discriminator_pays_two_log_two() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients(kind: str, logits: tuple[Tensor, Tensor]) -> None:
-    arguments = tuple(tensor.clone().requires_grad_() for tensor in logits)
+def test_gradients(kind: str) -> None:
+    arguments = tuple(tensor.requires_grad_() for tensor in draw_logits())
     assert torch.autograd.gradcheck(lambda r, f: discriminator_loss(r, f, kind), arguments)
     real, fake = arguments if kind == "relativistic" else (None, arguments[1])
     wanting = (fake,) if real is None else (fake, real)
@@ -110,11 +110,11 @@ def test_errors(call: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
         call(torch.zeros(2, 3), torch.zeros(3))
 
 
-def critic_net() -> nn.Module:
+def discriminator_net() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2)).double()
 
 
-def test_r1_of_a_linear_critic_is_exact_in_expectation() -> None:
+def test_r1_of_a_linear_discriminator_is_exact_in_expectation() -> None:
     """D = g . x gives (g . n)^2, whose mean is |g|^2 at every std."""
     slope = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     x = torch.randn(200_000, 3, dtype=torch.float64)
@@ -125,15 +125,15 @@ def test_r1_of_a_linear_critic_is_exact_in_expectation() -> None:
 
 
 def test_r1_tends_to_the_squared_gradient() -> None:
-    critic, x = critic_net(), torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
-    gradients = [torch.autograd.grad(critic(x)[:, i].sum(), x, create_graph=True)[0] for i in range(2)]
+    discriminator, x = discriminator_net(), torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    gradients = [torch.autograd.grad(discriminator(x)[:, i].sum(), x, create_graph=True)[0] for i in range(2)]
     exact = torch.stack([g.square().sum(dim=(1, 2)) for g in gradients], dim=1).mean()
     many = x.detach().repeat(20_000, 1, 1)
-    found = approximate_r1(critic, many, std=1e-4)
+    found = approximate_r1(discriminator, many, std=1e-4)
     assert found.item() == pytest.approx(exact.item(), rel=0.03)
 
-    # Its gradient in the critic's parameters tends to the double backward's.
-    parameters = [p for p in critic.parameters() if p.ndim == 2]
+    # Its gradient in the discriminator's parameters tends to the double backward's.
+    parameters = [p for p in discriminator.parameters() if p.ndim == 2]
     oracle = torch.autograd.grad(exact, parameters)
     for one, other in zip(torch.autograd.grad(found, parameters), oracle, strict=True):
         assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.995
@@ -141,11 +141,11 @@ def test_r1_tends_to_the_squared_gradient() -> None:
 
 
 def test_r1_reuses_logits_and_follows_its_generator() -> None:
-    critic, x, calls = critic_net(), torch.randn(3, 2, 3, dtype=torch.float64), []
+    discriminator, x, calls = discriminator_net(), torch.randn(3, 2, 3, dtype=torch.float64), []
 
     def counted(x: Tensor) -> Tensor:
         calls.append(x)
-        return critic(x)
+        return discriminator(x)
 
     def value(logits: Tensor | None, seed: int) -> Tensor:
         return approximate_r1(counted, x, logits=logits, generator=torch.Generator().manual_seed(seed))
@@ -153,10 +153,10 @@ def test_r1_reuses_logits_and_follows_its_generator() -> None:
     state = torch.get_rng_state()
     first = value(None, 1)
     assert len(calls) == 2
-    assert value(critic(x), 1) == first
+    assert value(discriminator(x), 1) == first
     assert len(calls) == 3
     assert value(None, 2) != first
     assert torch.equal(torch.get_rng_state(), state)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
     torch.testing.assert_close(calls[1], x + 0.01 * noise)
-    assert approximate_r1(critic.float(), x.float()).dtype == torch.float32
+    assert approximate_r1(discriminator.float(), x.float()).dtype == torch.float32

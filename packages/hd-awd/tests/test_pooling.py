@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from awd_helpers import naive_pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -24,7 +25,7 @@ TINY = {"atol": 1e-11, "rtol": 1e-11}  # float64: rounding and no more
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_the_definition(
-    naive: Any, batch: int, num_tokens: int, width: int, queries: int, bias_shape: Any, masked: bool
+    batch: int, num_tokens: int, width: int, queries: int, bias_shape: Any, masked: bool
 ) -> None:
     tokens = 3 * torch.randn(batch, num_tokens, width, dtype=torch.float64) + 1
     q = torch.randn(queries, width, dtype=torch.float64)
@@ -32,14 +33,14 @@ def test_equals_the_definition(
     bias = None if bias_shape is None else torch.randn([sizes.get(s, s) for s in bias_shape], dtype=torch.float64)
     mask = torch.rand(batch, num_tokens) < 0.6 if masked else None
     found = attention_pool(tokens, q, bias, mask, 1e-5, return_weights=True)
-    expected = naive(tokens, q, bias, mask, 1e-5)
+    expected = naive_pool(tokens, q, bias, mask, 1e-5)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **TINY)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_shape(naive: Any, data: st.DataObject) -> None:
+def test_any_shape(data: st.DataObject) -> None:
     def draw(name: str, low: int, high: int) -> int:
         return data.draw(st.integers(low, high), label=name)
 
@@ -56,16 +57,17 @@ def test_any_shape(naive: Any, data: st.DataObject) -> None:
     mask = torch.rand(batch, num_tokens, generator=generator) < 0.5 if data.draw(st.booleans(), label="mask") else None
     # The mean is removed after the products: rounding grows with a token's size over its spread.
     ratio = (tokens.abs().amax(-1) / (tokens.var(-1, correction=0) + 1e-6).sqrt()).max().item()
-    found, expected = attention_pool(tokens, q, bias, mask, return_weights=True), naive(tokens, q, bias, mask)
+    found, expected = attention_pool(tokens, q, bias, mask, return_weights=True), naive_pool(tokens, q, bias, mask)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-13 * (1 + ratio) * width, rtol=1e-9)
 
 
-def test_the_shipped_reference_is_the_definition(naive: Any) -> None:
+def test_the_shipped_reference_is_the_definition() -> None:
     tokens, q = torch.randn(3, 6, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     mask = torch.tensor([[True] * 6, [True, False] * 3, [False] * 6])
     bias = torch.randn(2, 6, dtype=torch.float64)
-    for one, other in zip(attention_pool_reference(tokens, q, bias, mask), naive(tokens, q, bias, mask), strict=True):
+    found, expected = attention_pool_reference(tokens, q, bias, mask), naive_pool(tokens, q, bias, mask)
+    for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **TINY)
 
 
@@ -96,23 +98,23 @@ def test_a_constant_added_to_all_queries_or_tokens_changes_nothing() -> None:
     [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)],
 )
 @pytest.mark.parametrize("offset", [0.0, 10.0])
-def test_dtypes(naive: Any, dtype: torch.dtype, tolerance: float, offset: float) -> None:
+def test_dtypes(dtype: torch.dtype, tolerance: float, offset: float) -> None:
     tokens = (torch.randn(2, 50, 64) + offset).to(dtype)
     q, bias = 0.3 * torch.randn(4, 64), torch.randn(4, 50)
     pooled, weights = attention_pool(tokens, q.to(dtype), bias.to(dtype), return_weights=True)
     wide = torch.promote_types(dtype, torch.float32)
     assert (pooled.dtype, weights.dtype) == (dtype, wide)
     # Exact inputs of that precision; only the output's rounding and float32 arithmetic are left.
-    expected = naive(tokens.double(), q.to(dtype).double(), bias.to(dtype).double())
+    expected = naive_pool(tokens.double(), q.to(dtype).double(), bias.to(dtype).double())
     torch.testing.assert_close(pooled.double(), expected[0], atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(weights.double(), expected[1], atol=min(tolerance, 2e-5), rtol=1e-4)
 
 
 @pytest.mark.parametrize("offset", [1e2, 1e3, 1e4])
-def test_a_large_mean_offset_costs_digits_in_proportion(naive: Any, offset: float) -> None:
+def test_a_large_mean_offset_costs_digits_in_proportion(offset: float) -> None:
     """Tokens of spread 1 far from zero: float32 stores them to eps * offset, and a few times that is left."""
     tokens, q = torch.randn(2, 40, 64) + offset, 0.3 * torch.randn(4, 64)
-    expected = naive(tokens.double(), q.double())[0]
+    expected = naive_pool(tokens.double(), q.double())[0]
     atol = 16 * torch.finfo(torch.float32).eps * offset
     torch.testing.assert_close(attention_pool(tokens, q).double(), expected, atol=atol, rtol=0)
 

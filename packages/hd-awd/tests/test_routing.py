@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from awd_helpers import TokenNet
 from torch import nn
 
 from hd_awd import Discriminator, FeatureTap, approximate_r1, discriminator_loss, generator_loss
@@ -11,9 +12,9 @@ from hd_awd import Discriminator, FeatureTap, approximate_r1, discriminator_loss
 KINDS = ("softplus", "hinge", "relativistic")
 
 
-@pytest.fixture
-def parts(token_net: nn.Module) -> tuple[nn.Module, FeatureTap, Discriminator]:
+def make_parts() -> tuple[nn.Module, FeatureTap, Discriminator]:
     """A student, a tap into a frozen teacher, and a discriminator whose queries have moved."""
+    token_net = TokenNet().requires_grad_(False)
     tap = FeatureTap(token_net, ["blocks.0", "blocks.1"])
     discriminator = Discriminator([8, 8], num_queries=2, head_width=4, hidden=6)
     with torch.no_grad():
@@ -27,8 +28,8 @@ def untouched(module: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_discriminators_loss(parts: tuple[nn.Module, FeatureTap, Discriminator], kind: str) -> None:
-    student, tap, discriminator = parts
+def test_the_discriminators_loss(kind: str) -> None:
+    student, tap, discriminator = make_parts()
     sample, real = student(torch.randn(4, 5, 3)), torch.randn(4, 5, 3)
     loss = discriminator_loss(discriminator(tap(real)), discriminator(tap(sample.detach())), kind)
     (loss + approximate_r1(lambda x: discriminator(tap(x)), real)).backward()
@@ -40,8 +41,8 @@ def test_the_discriminators_loss(parts: tuple[nn.Module, FeatureTap, Discriminat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_students_loss(parts: tuple[nn.Module, FeatureTap, Discriminator], kind: str) -> None:
-    student, tap, discriminator = parts
+def test_the_students_loss(kind: str) -> None:
+    student, tap, discriminator = make_parts()
     discriminator.requires_grad_(False)
     sample = student(torch.randn(4, 5, 3))
     sample.retain_grad()
@@ -55,8 +56,9 @@ def test_the_students_loss(parts: tuple[nn.Module, FeatureTap, Discriminator], k
 
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_game_is_played_in_the_right_direction(token_net: nn.Module, pooling: str, kind: str) -> None:
+def test_the_game_is_played_in_the_right_direction(pooling: str, kind: str) -> None:
     """A few discriminator steps part two shifted clouds; then a student that only shifts closes the gap."""
+    token_net = TokenNet().requires_grad_(False)
     tap = FeatureTap(token_net, ["blocks.0"])
     discriminator = Discriminator([8], pooling, num_queries=1, head_width=8, hidden=16)
     real, noise = 0.3 * torch.randn(64, 4, 3) + 1, 0.3 * torch.randn(64, 4, 3)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from awd_helpers import randomised
+from torch import Tensor
 
 from hd_awd import Discriminator, PoolingHead
 
@@ -36,7 +36,7 @@ def build(seed: int = 3, **settings: Any) -> Discriminator:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
 @pytest.mark.parametrize("num_queries", [1, 3])
-def test_shapes_and_weights(variant: dict[str, Any], num_queries: int, randomised: Callable[..., nn.Module]) -> None:
+def test_shapes_and_weights(variant: dict[str, Any], num_queries: int) -> None:
     discriminator = randomised(build(num_queries=num_queries, **variant))
     logits = discriminator(inputs := features())
     assert logits.shape == (3, 1 if variant["merge"] == "concatenate" else len(WIDTHS))
@@ -46,9 +46,7 @@ def test_shapes_and_weights(variant: dict[str, Any], num_queries: int, randomise
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
-def test_gradient_reaches_tokens_and_every_parameter(
-    variant: dict[str, Any], randomised: Callable[..., nn.Module]
-) -> None:
+def test_gradient_reaches_tokens_and_every_parameter(variant: dict[str, Any]) -> None:
     discriminator = randomised(build(**variant))
     inputs = [tokens.requires_grad_() for tokens in features()]
     discriminator(inputs).square().sum().backward()
@@ -126,9 +124,7 @@ def oracle(head: PoolingHead, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("pooling", ["attention", "scorer", "mean"])
 @pytest.mark.parametrize(("pool_over", "num_heads"), [("features", 1), ("features", 2), ("features", 4), ("logits", 1)])
-def test_equals_the_head_without_folding(
-    pooling: str, pool_over: str, num_heads: int, randomised: Callable[..., nn.Module]
-) -> None:
+def test_equals_the_head_without_folding(pooling: str, pool_over: str, num_heads: int) -> None:
     sizes = {"num_queries": 3, "head_width": 8, "hidden": 5}
     head = randomised(
         PoolingHead(10, pooling=pooling, pool_over=pool_over, num_heads=num_heads, eps=1e-3, **sizes).double()
@@ -147,7 +143,7 @@ def test_equals_the_head_without_folding(
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
-def test_heads_are_multihead_attentions(num_heads: int, randomised: Callable[..., nn.Module]) -> None:
+def test_heads_are_multihead_attentions(num_heads: int) -> None:
     """torch's own multi-head attention with the same weights, before its output projection."""
     head = randomised(PoolingHead(6, num_queries=3, num_heads=num_heads, head_width=8, hidden=5).double())
     tokens = torch.randn(2, 7, 6, dtype=torch.float64)
@@ -162,7 +158,7 @@ def test_heads_are_multihead_attentions(num_heads: int, randomised: Callable[...
     torch.testing.assert_close(head.vectors(tokens), expected.transpose(0, 1).flatten(1), atol=1e-12, rtol=1e-12)
 
 
-def test_concatenation_sees_the_layers_in_order(randomised: Callable[..., nn.Module]) -> None:
+def test_concatenation_sees_the_layers_in_order() -> None:
     discriminator = randomised(build(merge="concatenate"))
     inputs = features()
     vectors = [head.vectors(tokens) for head, tokens in zip(discriminator.layer_heads, inputs, strict=True)]
@@ -171,9 +167,7 @@ def test_concatenation_sees_the_layers_in_order(randomised: Callable[..., nn.Mod
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
-def test_compiles_to_one_graph_and_takes_half_precision(
-    variant: dict[str, Any], randomised: Callable[..., nn.Module]
-) -> None:
+def test_compiles_to_one_graph_and_takes_half_precision(variant: dict[str, Any]) -> None:
     discriminator, inputs = randomised(build(**variant), std=0.1), features()
     expected = discriminator(inputs)
     torch.compiler.reset()

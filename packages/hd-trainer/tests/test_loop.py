@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from trainer_helpers import contents, perturbed_teacher, prepare_task, tiny_settings
 
 from hd_trainer import UserError
+from hd_trainer.engine.draws import step_generator, step_indices
+from hd_trainer.engine.loop import LoopSettings, Task, train
+from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings
 from hd_trainer.files import read_records
-from hd_trainer.loop import LoopSettings, Stopped, Task, step_generator, train
-from hd_trainer.optim import Optimizer, OptimizerSettings
+from hd_trainer.pipeline import context_of
+from hd_trainer.signals import Interrupted, Stopped
+from hd_trainer.stages import STAGES
 
-STAGES = ("teacher", "trajectory", "distribution")
 EVERY = LoopSettings(log_every=3, checkpoint_every=4)
 
 
@@ -67,39 +71,25 @@ def outcome(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def references() -> dict[str, dict[str, Any]]:
-    """Outcome of each stage's uninterrupted run, made on first use."""
-    return {}
+def prepare(stage: str) -> Task:
+    """A stage's real task with tiny networks."""
+    tiny = tiny_settings()
+    context = context_of(tiny)
+    return prepare_task(stage, tiny, context, perturbed_teacher(tiny, context))
 
 
-@pytest.fixture
-def reference(
-    references: dict[str, dict[str, Any]],
-    prepare: Callable[..., Task],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str], dict[str, Any]]:
-    def make(stage: str) -> dict[str, Any]:
-        if stage not in references:
-            folder = tmp_path_factory.mktemp(f"whole-{stage}")
-            train(prepare(stage), folder, EVERY)
-            references[stage] = outcome(folder)
-        return references[stage]
-
-    return make
+@functools.cache
+def reference(stage: str) -> dict[str, Any]:
+    """Outcome of the stage's uninterrupted run."""
+    with tempfile.TemporaryDirectory() as folder:
+        train(prepare(stage), Path(folder), EVERY)
+        return outcome(Path(folder))
 
 
 @pytest.mark.parametrize("how", ["crash", "signal"])
 @pytest.mark.parametrize("at", range(7))
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_stopped_at_any_step_and_resumed_is_the_same(
-    stage: str,
-    at: int,
-    how: str,
-    tmp_path: Path,
-    prepare: Callable[..., Task],
-    reference: Callable[[str], dict[str, Any]],
-) -> None:
+def test_a_stage_stopped_at_any_step_and_resumed_is_the_same(stage: str, at: int, how: str, tmp_path: Path) -> None:
     expected = reference(stage)
     # Whatever else draws random numbers in the process must not matter.
     torch.manual_seed(100 + at)
@@ -127,12 +117,12 @@ def toy(steps: int = 11) -> Task:
     """A linear map that follows its own noise; an entry of its record is absent at some steps."""
     torch.manual_seed(0)
     model = nn.Linear(2, 2)
-    optimizer = Optimizer(model.parameters(), OptimizerSettings(lr=0.05, warmup=2))
+    optimizer = Optimizer(model, OptimizerSettings(lr=0.05, warmup=2), steps)
 
     def step(index: int) -> dict[str, Tensor]:
         x = torch.randn(4, 2, generator=step_generator(0, "toy", index))
         loss = (model(x) - x.flip(1)).square().mean()
-        optimizer.update(loss, index, steps)
+        optimizer.update(loss, index)
         record = {"loss": loss.detach()}
         return record | ({"now_and_then": loss.detach() * 2} if index % 4 == 1 else {})
 
@@ -208,11 +198,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8, 10, 11]
 
 
-def test_a_finished_stage_returns_at_once(
-    tmp_path: Path,
-    contents: Callable[[Path], dict[str, bytes]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_finished_stage_returns_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(toy(), tmp_path, EVERY)
     before = contents(tmp_path)
     task = replace(toy(), step=lambda _: pytest.fail("a step was taken"))
@@ -239,16 +225,61 @@ def test_a_stop_asked_for_in_the_last_step_is_not_forgotten(tmp_path: Path) -> N
     assert (tmp_path / "done.json").exists()
 
 
-def test_a_second_signal_acts_as_usual(tmp_path: Path) -> None:
+def test_a_second_signal_does_not_wait_for_the_step(tmp_path: Path) -> None:
     task = toy()
 
     def step(index: int) -> dict[str, Tensor]:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        return task.step(index)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the step went on")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         train(replace(task, step=step), tmp_path, EVERY)
+    train(toy(), tmp_path, EVERY)
+    assert (tmp_path / "done.json").exists()
+
+
+def test_a_weight_that_is_not_finite_after_the_last_update_is_not_saved(tmp_path: Path) -> None:
+    task = toy()
+
+    def step(index: int) -> dict[str, Tensor]:
+        record = task.step(index)  # its loss is finite: it was taken before the update
+        if index == task.steps - 1:
+            task.modules["model"].weight.data[0, 0] = math.nan
+        return record
+
+    with pytest.raises(UserError, match=r"^model\.weight is no longer finite after step 11; lower"):
+        train(replace(task, step=step), tmp_path, EVERY)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000004", "000008"]
+    assert not {"done.json", "model.safetensors", "samples.png"} & {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_pictures_lost_by_a_kill_are_drawn_on_resuming(lost: int, tmp_path: Path) -> None:
+    task, calls = toy(), iter(range(3))
+
+    def sample() -> Tensor:
+        if next(calls) == lost:
+            raise Crash
+        return task.sample()
+
+    with pytest.raises(Crash):
+        train(replace(task, sample=sample), tmp_path, EVERY)
+    train(toy(), tmp_path, EVERY)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")) == [
+        "samples.png",
+        "samples/000004.png",
+        "samples/000008.png",
+        "samples/000011.png",
+    ]
+
+
+def test_a_stop_between_checkpoints_leaves_no_picture_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(stopping(toy(), 5, "SIGTERM"), tmp_path, EVERY)
+    assert (tmp_path / "checkpoints/000006/state.json").exists()
+    train(toy(), tmp_path, EVERY)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["000004.png", "000008.png", "000011.png"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -274,7 +305,7 @@ def test_samples_are_kept_beside_the_checkpoints(tmp_path: Path) -> None:
 
 
 def test_the_random_numbers_of_a_step_are_the_same_in_every_process() -> None:
-    script = "from hd_trainer.loop import step_generator as g; print(g(5, 'trajectory', 12).initial_seed())"
+    script = "from hd_trainer.engine.draws import step_generator as g; print(g(5, 'trajectory', 12).initial_seed())"
     other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -296,6 +327,49 @@ def test_the_random_numbers_differ_between_steps_stages_and_seeds() -> None:
     assert len({tuple(draws.tolist()) for draws in every}) == len(every)
     again = torch.rand(4, generator=step_generator(12, "distribution", 21))
     assert torch.equal(again, every[-1])
+
+
+def shuffle(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch, from PyTorch alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+@given(
+    batch=st.integers(1, 30),
+    count=st.integers(1, 25),
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.lists(st.integers(0, 40), min_size=1, max_size=20),
+)
+def test_indices_are_a_fresh_shuffle_every_epoch_in_whatever_order_the_steps_are_asked_for(
+    batch: int, count: int, seed: int, steps: list[int]
+) -> None:
+    epochs = -(-(max(steps) + 1) * batch // count)
+    whole = torch.cat([shuffle(count, seed, epoch) for epoch in range(epochs)])
+    for step in steps:  # jumps back and forth: what is kept of one epoch must not answer for another
+        assert torch.equal(step_indices(step, batch, count, seed), whole[step * batch : (step + 1) * batch])
+
+
+def test_resuming_within_an_epoch_shows_the_same_batches() -> None:
+    script = "from hd_trainer.engine.draws import step_indices as f; print(f(7, 8, 20, 3).tolist())"
+    fresh = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    within = [step_indices(step, 8, 20, 3).tolist() for step in range(8)]
+    assert json.loads(fresh.stdout) == within[7]
+
+
+def test_an_epoch_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shuffled: list[int] = []
+    randperm = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda count, **rest: (shuffled.append(count), randperm(count, **rest))[1])
+    for step in range(25):  # four samples a step: 2.5 epochs
+        step_indices(step, 4, 40, seed=987_654)
+    assert shuffled == [40, 40, 40]
+
+
+def test_what_is_kept_of_an_epoch_cannot_be_changed_from_outside() -> None:
+    first = step_indices(0, 10, 10, seed=5)
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(step_indices(0, 10, 10, seed=5), kept)
 
 
 def test_training_in_a_thread_leaves_signals_alone(tmp_path: Path) -> None:

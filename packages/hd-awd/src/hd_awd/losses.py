@@ -67,7 +67,7 @@ def generator_loss(fake: Tensor, real: Tensor | None = None, kind: str = "softpl
 
 
 def approximate_r1(
-    critic: Callable[[Tensor], Tensor],
+    discriminator: Callable[[Tensor], Tensor],
     x: Tensor,
     *,
     std: float = 0.01,
@@ -82,27 +82,27 @@ def approximate_r1(
     outside autocast or take a larger ``std``.
 
     Args:
-        critic: x -> logits, feature network included.
+        discriminator: x -> logits, feature network included.
         x: real inputs (B, ...).
         std: a > 0.
-        logits: critic(x), with its graph, if it is at hand; saves a call.
+        logits: discriminator(x), with its graph, if it is at hand; saves a call.
         generator: for n; draws on its own device.
 
     Returns:
-        Scalar in float32 or better, differentiable in the critic's parameters.
+        Scalar in float32 or better, differentiable in the discriminator's parameters.
 
     Raises:
-        ValueError: if std <= 0, or ``logits`` have another shape than the critic's.
+        ValueError: if std <= 0, or ``logits`` have another shape than the discriminator's.
     """
     if not std > 0:
         raise ValueError(f"std must be > 0; got {std}")
     where = x.device if generator is None else generator.device
     noise = torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
     if logits is None:
-        logits = critic(x)
-    moved = critic(x + std * noise)
+        logits = discriminator(x)
+    moved = discriminator(x + std * noise)
     if moved.shape != logits.shape:
-        raise ValueError(f"logits must be critic(x), of shape {tuple(moved.shape)}; got {tuple(logits.shape)}")
+        raise ValueError(f"logits must be discriminator(x), of shape {tuple(moved.shape)}; got {tuple(logits.shape)}")
     return ((_wide(moved) - _wide(logits)) / std).square().mean()
 
 

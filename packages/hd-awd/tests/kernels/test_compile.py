@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from awd_helpers import make_case
 from torch import Tensor
 
 from hd_awd import attention_pool
@@ -35,16 +36,14 @@ def with_gradients(function: Any, case: Any) -> list[Tensor]:
 
 @COMPILERS
 @pytest.mark.parametrize(("bias", "masked"), [(None, False), (("M", "N"), True)], ids=str)
-def test_a_graph_gives_the_same(
-    device: str, make_case: Any, compiler: str, bias: tuple[Any, ...] | None, masked: bool
-) -> None:
+def test_a_graph_gives_the_same(device: str, compiler: str, bias: tuple[Any, ...] | None, masked: bool) -> None:
     case = make_case((2, 7, 24, 3), device=device, bias=bias, masked=masked)
     graph = torch.compile(call, backend=compiler, fullgraph=True)
     for found, expected in zip(with_gradients(graph, case), with_gradients(call, case), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_second_derivatives_of_a_graph(device: str, make_case: Any) -> None:
+def test_second_derivatives_of_a_graph(device: str) -> None:
     """Exact where the graph keeps autograd, an error where it does not: never a sum that lacks them."""
     case = make_case((2, 7, 24, 3), device=device)
 
@@ -62,7 +61,7 @@ def test_second_derivatives_of_a_graph(device: str, make_case: Any) -> None:
 
 
 @COMPILERS
-def test_half_precision_in_a_graph(device: str, make_case: Any, compiler: str) -> None:
+def test_half_precision_in_a_graph(device: str, compiler: str) -> None:
     case = make_case((2, 7, 24, 3), torch.bfloat16, device, layout="tokens first")
     graph = torch.compile(call, backend=compiler, fullgraph=True)
     for found, expected in zip(with_gradients(graph, case), with_gradients(call, case), strict=True):
@@ -72,7 +71,7 @@ def test_half_precision_in_a_graph(device: str, make_case: Any, compiler: str) -
 
 @COMPILERS
 @pytest.mark.parametrize("marked", [False, True])
-def test_a_graph_takes_another_batch(device: str, make_case: Any, compiler: str, marked: bool) -> None:
+def test_a_graph_takes_another_batch(device: str, compiler: str, marked: bool) -> None:
     graphs = 0
 
     def counting(graph: Any, example: Any) -> Any:
@@ -91,32 +90,28 @@ def test_a_graph_takes_another_batch(device: str, make_case: Any, compiler: str,
     assert graphs <= 2, "sizes were built into the graph"
 
 
-@pytest.mark.parametrize("triton", [False, True])
 @pytest.mark.parametrize(
     ("layout", "dtype"),
     [("contiguous", torch.float32), ("tokens first", torch.bfloat16), ("sliced", torch.float32)],
     ids=str,
 )
-def test_operators_pass_pytorchs_checks(
-    device: str, make_case: Any, triton: bool, layout: str, dtype: torch.dtype
-) -> None:
+def test_operators_pass_pytorchs_checks(device: str, layout: str, dtype: torch.dtype) -> None:
     """Schema, no aliasing or mutation, shapes, strides and dtypes without data, and both in a dynamic graph."""
     case = make_case((2, 5, 24, 3), dtype, device, bias=("B", "M", "N"), masked=True, weights=True, layout=layout)
     lse, delta = torch.randn(2, 2, 3, device=device) + 9
     ops, first = torch.ops.hd_awd, (case.tokens, case.queries, case.full_bias, case.mask)
     for want in (False, True):
-        torch.library.opcheck(ops.attention_pool.default, (*first, case.eps, want, triton))
-        back = (case.grad_pooled.contiguous(), case.grad_weights if want else None, *first, lse, delta, case.eps)
+        torch.library.opcheck(ops.attention_pool.default, (*first, case.eps, want, True))
+        back = (*first, case.eps, case.grad_pooled.contiguous(), case.grad_weights if want else None, lse, delta)
         for want_tokens in (False, True):
-            torch.library.opcheck(ops.attention_pool_backward.default, (*back, want_tokens, want, triton))
+            torch.library.opcheck(ops.attention_pool_backward.default, (*back, want_tokens, want, True))
 
 
-@pytest.mark.parametrize("triton", [False, True])
-def test_operators_pass_pytorchs_checks_without_options(device: str, make_case: Any, triton: bool) -> None:
+def test_operators_pass_pytorchs_checks_without_options(device: str) -> None:
     for batch in (0, 2):
         case = make_case((batch, 5, 24, 3), device=device)
         lse, delta = torch.zeros(2, batch, 3, device=device)
         ops, first = torch.ops.hd_awd, (case.tokens, case.queries, None, None)
-        torch.library.opcheck(ops.attention_pool.default, (*first, case.eps, False, triton))
-        back = (case.grad_pooled, None, *first, lse, delta, case.eps, True, False, triton)
+        torch.library.opcheck(ops.attention_pool.default, (*first, case.eps, False, True))
+        back = (*first, case.eps, case.grad_pooled, None, lse, delta, True, False, True)
         torch.library.opcheck(ops.attention_pool_backward.default, back)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from awd_helpers import compute, make_case, planned
 
 PLANS = pytest.mark.parametrize(("passes", "splits"), [(1, 1), (1, 3), (2, 1), (2, 3)])
 
@@ -19,9 +18,7 @@ def test_fresh_memory_is_poisoned(device: str) -> None:
 
 @PLANS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_two_runs_agree_bitwise(
-    device: str, make_case: Any, compute: Any, planned: Any, passes: int, splits: int, dtype: torch.dtype
-) -> None:
+def test_two_runs_agree_bitwise(device: str, passes: int, splits: int, dtype: torch.dtype) -> None:
     case = make_case((2, 14, 72, 3), dtype, device, bias=("M", "N"), masked=True, weights=True)
     plans = planned(case, passes, splits)
     first, second = (compute(case, *plans) for _ in range(2))
@@ -30,9 +27,7 @@ def test_two_runs_agree_bitwise(
 
 
 @PLANS
-def test_a_sample_does_not_depend_on_its_neighbours(
-    device: str, make_case: Any, compute: Any, planned: Any, passes: int, splits: int
-) -> None:
+def test_a_sample_does_not_depend_on_its_neighbours(device: str, passes: int, splits: int) -> None:
     case = make_case((3, 14, 72, 3), device=device, bias=("B", "M", "N"), masked=True, weights=True)
     plans = planned(case, passes, splits)
     together = compute(case, *plans)
@@ -43,7 +38,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(
                 assert torch.equal(value[0], together[name][index]), name
 
 
-def test_the_queries_gradient_is_the_sum_over_samples(device: str, make_case: Any, compute: Any, planned: Any) -> None:
+def test_the_queries_gradient_is_the_sum_over_samples(device: str) -> None:
     case = make_case((3, 14, 72, 3), device=device, masked=True)
     plans = planned(case, 1, 2)
     parts = torch.stack([compute(case.sample(index), *plans)["grad_queries"] for index in range(3)])

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
+from awd_helpers import Case, check, make_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hd_awd.pooling.kernels.plan import Plan
+
 BIASES = [None, (), ("N",), ("M", 1), ("B", 1, "N"), ("B", "M", "N")]
 LAYOUTS = ["contiguous", "tokens first", "channels first", "sliced"]
+
+
+def few(examples: int) -> settings:
+    """So many examples, the same in every run."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 def row(width: int, threads: int) -> st.SearchStrategy[tuple[int, int]]:
@@ -22,9 +35,7 @@ def row(width: int, threads: int) -> st.SearchStrategy[tuple[int, int]]:
     )
 
 
-def a_plan(data: st.DataObject, case: Any, direction: str) -> Any:
-    from hd_awd.pooling.kernels.plan import Plan
-
+def a_plan(data: st.DataObject, case: Case, direction: str) -> Plan:
     _, num_tokens, width, num_queries = case.sizes
 
     def pick(name: str, options: list[int]) -> int:
@@ -41,9 +52,9 @@ def a_plan(data: st.DataObject, case: Any, direction: str) -> Any:
     return Plan(passes, block_n, head, tail, warps, pick("stages", [1, 2, 3]), each, -(-num_tokens // each))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@few(16)
 @given(data=st.data())
-def test_any_call_with_any_plan(device: str, make_case: Any, check: Any, launch: Any, data: st.DataObject) -> None:
+def test_any_call_with_any_plan(device: str, data: st.DataObject) -> None:
     def draw(name: str, low: int, high: int) -> int:
         return data.draw(st.integers(low, high), label=name)
 
@@ -65,9 +76,9 @@ def test_any_call_with_any_plan(device: str, make_case: Any, check: Any, launch:
     check(case, *plans, scores=data.draw(st.booleans(), label="scores"))
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@few(6)
 @given(data=st.data())
-def test_any_call_with_its_own_plan(device: str, make_case: Any, check: Any, data: st.DataObject) -> None:
+def test_any_call_with_its_own_plan(device: str, data: st.DataObject) -> None:
     sizes = tuple(
         data.draw(st.integers(1, most), label=name) for name, most in zip("BNCM", (3, 70, 150, 16), strict=True)
     )
@@ -76,9 +87,9 @@ def test_any_call_with_its_own_plan(device: str, make_case: Any, check: Any, dat
     check(make_case(sizes, device=device, masked=True, weights=weights, bias=bias, seed=data.draw(st.integers(0, 99))))
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@few(6)
 @given(data=st.data())
-def test_long_rows_with_their_own_plan(device: str, make_case: Any, check: Any, data: st.DataObject) -> None:
+def test_long_rows_with_their_own_plan(device: str, data: st.DataObject) -> None:
     limits = {"B": (1, 2), "N": (1, 9), "C": (513, 4096), "M": (1, 16)}
     sizes = tuple(data.draw(st.integers(*limits[name]), label=name) for name in "BNCM")
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), label="dtype")

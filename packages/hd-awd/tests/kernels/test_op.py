@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from awd_helpers import compute, make_case, naive_pool, planned
 from torch import Tensor
 
 from hd_awd import attention_pool
 from hd_awd.pooling.reference import attention_pool_reference
 
-BIASES = pytest.mark.parametrize("bias", [None, (), ("M", "N"), ("B", 1, "N")], ids=str)
+OPTIONS = pytest.mark.parametrize(
+    ("bias", "masked"), [(None, False), ((), True), (("M", "N"), False), (("B", 1, "N"), True)], ids=str
+)
 SIZES = (2, 7, 24, 3)
 
 
@@ -42,12 +45,9 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@BIASES
-@pytest.mark.parametrize("masked", [False, True])
+@OPTIONS
 @pytest.mark.parametrize("terms", ["both", "pooled", "weights"])
-def test_values_and_gradients(
-    device: str, make_case: Any, bias: tuple[Any, ...] | None, masked: bool, terms: str
-) -> None:
+def test_values_and_gradients(device: str, bias: tuple[Any, ...] | None, masked: bool, terms: str) -> None:
     case = make_case(SIZES, device=device, bias=bias, masked=masked, weights=True)
     losses, grads = [], []
     for backend in ("triton", "torch"):
@@ -70,7 +70,7 @@ def test_values_and_gradients(
             assert triton.abs() < 1e-4
 
 
-def test_results_have_the_tokens_dtype(device: str, make_case: Any) -> None:
+def test_results_have_the_tokens_dtype(device: str) -> None:
     case = make_case(SIZES, torch.bfloat16, device, bias=("M", "N"), weights=True)
     tokens, queries, bias = leaves(case)
     queries = queries.detach().float().requires_grad_()
@@ -82,7 +82,7 @@ def test_results_have_the_tokens_dtype(device: str, make_case: Any) -> None:
     assert [grad.dtype for grad in grads] == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
-def test_only_what_is_asked_for_gets_a_gradient(device: str, make_case: Any) -> None:
+def test_only_what_is_asked_for_gets_a_gradient(device: str) -> None:
     case = make_case(SIZES, device=device, bias=("M", "N"), weights=True)
     for index in range(3):
         arguments = [one.detach() for one in leaves(case)]
@@ -95,9 +95,7 @@ def test_only_what_is_asked_for_gets_a_gradient(device: str, make_case: Any) -> 
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_gradient_that_nobody_wants_is_not_computed(
-    device: str, make_case: Any, compute: Any, planned: Any, passes: int
-) -> None:
+def test_a_gradient_that_nobody_wants_is_not_computed(device: str, passes: int) -> None:
     case = make_case((2, 9, 72, 3), device=device, bias=("M", "N"), masked=True, weights=True)
     plans = planned(case, passes, 2)
     every, some = compute(case, *plans), compute(case, *plans, tokens=False, scores=False)
@@ -105,12 +103,9 @@ def test_a_gradient_that_nobody_wants_is_not_computed(
     assert all(torch.equal(value, every[name]) for name, value in some.items())
 
 
-@BIASES
-@pytest.mark.parametrize("masked", [False, True])
+@OPTIONS
 @pytest.mark.parametrize("terms", ["both", "pooled", "weights"])
-def test_second_derivatives(
-    device: str, make_case: Any, bias: tuple[Any, ...] | None, masked: bool, terms: str
-) -> None:
+def test_second_derivatives(device: str, bias: tuple[Any, ...] | None, masked: bool, terms: str) -> None:
     """Of a function of all first derivatives, in all arguments, against the float64 reference's."""
     case = make_case(SIZES, device=device, bias=bias, masked=masked, weights=True, eps=1e-2)
     found = []
@@ -130,7 +125,7 @@ def test_second_derivatives(
             assert one.abs() < 1e-2 * max(grad.abs().max() for grad in found[1])
 
 
-def test_third_derivatives_are_exact_or_refused(device: str, naive: Any, make_case: Any) -> None:
+def test_third_derivatives_are_exact_or_refused(device: str) -> None:
     case = make_case((1, 5, 8, 2), device=device, weights=True, eps=1e-2)
 
     def third(pool: Any, dtype: torch.dtype | None, **options: Any) -> Tensor:
@@ -140,7 +135,7 @@ def test_third_derivatives_are_exact_or_refused(device: str, naive: Any, make_ca
         (second,) = torch.autograd.grad(first.square().sum(), arguments[0], create_graph=True)
         return torch.autograd.grad(second.square().sum(), arguments[0])[0]
 
-    expected = third(naive, torch.float64)
+    expected = third(naive_pool, torch.float64)
     try:
         found = third(attention_pool, None, return_weights=True, backend="triton")
     except RuntimeError:
@@ -149,7 +144,7 @@ def test_third_derivatives_are_exact_or_refused(device: str, naive: Any, make_ca
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
-def test_autocast_changes_nothing(device: str, make_case: Any, backend: str) -> None:
+def test_autocast_changes_nothing(device: str, backend: str) -> None:
     case = make_case(SIZES, device=device, bias=("M", "N"), masked=True, weights=True)
     found = []
     for enabled in (False, True):
@@ -165,7 +160,7 @@ def test_autocast_changes_nothing(device: str, make_case: Any, backend: str) -> 
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_the_weights_gradient_may_be_a_view(device: str, make_case: Any) -> None:
+def test_the_weights_gradient_may_be_a_view(device: str) -> None:
     """Gradients that autograd hands over without memory of their own: expanded, transposed."""
     case = make_case(SIZES, device=device, weights=True)
     grads = []

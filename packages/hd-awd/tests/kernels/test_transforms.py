@@ -83,12 +83,12 @@ def test_forward_mode_is_refused_by_the_kernels(device: str, forward_mode: Any) 
 
 def test_forward_mode_is_refused_by_the_operators_autograd(device: str) -> None:
     """Beneath the public op's own check: the autograd Function has no forward-mode rule, and says so."""
-    from hd_awd.pooling.autograd import pool
+    from hd_awd.pooling.autograd import pool_op
 
     tokens, queries, way = inputs(device, torch.float32)
     for triton in (False, True):
         with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
-            dual(lambda x, t=triton: pool(x, queries, None, None, 1e-6, False, t)[0], tokens, way)
+            dual(lambda x, t=triton: pool_op(x, queries, None, None, 1e-6, False, t)[0], tokens, way)
 
 
 @COMPILERS

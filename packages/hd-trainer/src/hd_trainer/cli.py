@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -40,29 +41,45 @@ from the folders given by --teacher-weights and --student-weights."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 done, 1 a fault of ours, 2 bad input (one line on stderr), 130 stopped on request."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        with signals.listening():
-            _dispatch(arguments)
-    except UserError as error:
-        return _fail(error, 2)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough, e.g. `| head`; the interpreter's last flush must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        return _fail(f"{error}; check that the folder can be written and that the disk is not full", 2)
-    except signals.Stopped as stopped:
-        return _fail(stopped, 130)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the newest checkpoint", 130)
-    return 0
+    with signals.listening():
+        try:
+            code, line = _answer(arguments)
+            signals.finish()
+        except KeyboardInterrupt:
+            signals.finish()
+            code, line = 130, signals.INTERRUPTED
+        if line:
+            _complain(line)
+    return code
 
 
 def entry() -> None:
     """The installed command: :func:`main` in a process of its own, whose last lines nothing interrupts."""
-    code = main()
-    signals.ignore_from_now_on()
+    with signals.listening():
+        code = main()
+        signals.ignore_from_now_on()
     sys.exit(code)
+
+
+def _answer(arguments: list[str]) -> tuple[int, str]:
+    """Do what is asked; the exit code, and the line to print if it is not 0."""
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        return 2, str(error)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, e.g. `| head`; the interpreter's last flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return 2, f"{error}; check that the folder can be written and that the disk is not full"
+    except signals.Stopped as stopped:
+        return 130, str(stopped)
+    except Exception:
+        # A library may turn the interruption into an error of its own, e.g. a failed import.
+        if not signals.asked():
+            raise
+        return 130, signals.INTERRUPTED
+    return 0, ""
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -142,11 +159,11 @@ def _report(arguments: list[str]) -> None:
     print(f"Wrote {report_folder(parse(FolderOptions, arguments, 'hdistill report').folder)}")
 
 
-def _fail(message: object, code: int) -> int:
-    """Print the message as one line, whatever is in it, and hand back the exit code."""
-    line = " ".join(str(message).split())
-    print(f"hdistill: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
-    return code
+def _complain(message: str) -> None:
+    """Print the message as one line, whatever is in it."""
+    line = " ".join(message.split())
+    with contextlib.suppress(OSError):  # stderr may go to the very disk that is full
+        print(f"hdistill: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
 def _print_usage(command: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,15 @@ from hd_trainer.errors import UserError
 
 #: Begins the name of whatever is being written; one that a killed process left behind may be removed.
 INCOMPLETE = ".incomplete-"
+
+#: Beyond it a whole number is no float any more.
+MAX_NUMBER = sys.float_info.max
+
+#: What reading a damaged header ends in: unknown dtypes, sizes beyond 64 bits, sizes beyond the memory.
+_ODD_TENSORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError, MemoryError)
+
+#: No file of a run is nested deeper than a few levels; what walks through it would overflow the stack.
+_MAX_DEPTH = 50
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -43,8 +54,28 @@ def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
         try:
             fill(temporary)
             if target.exists():
-                shutil.rmtree(target)
+                remove_folder(target)
             os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_files(folder: Path, fill: Callable[[Path], Any], last: str) -> None:
+    """Call ``fill(temporary folder)``, then move what is in it into ``folder``, the file named ``last`` at the end.
+
+    The other files are complete wherever that one is.
+
+    Raises:
+        OSError: if they cannot be written, whatever the libraries below call that.
+    """
+    with signals.held():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=INCOMPLETE))
+        try:
+            with _os_errors(folder):
+                fill(temporary)
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
+                os.replace(path, folder / path.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -89,8 +120,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         OSError: if it cannot be written, whatever the library below calls that.
     """
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    try:
+    with _os_errors(path):
         write_atomically(path, lambda temporary: save_file(copies, temporary))
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Safetensors reports a full disk as an error of its own; here it is an OSError like any other."""
+    try:
+        yield
     except SafetensorError as error:
         raise OSError(f"{path} could not be written ({error})") from error
 
@@ -103,7 +141,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, *_ODD_TENSORS) as error:
         raise UserError(f"{path} is missing or damaged ({str(error)[:200]})") from error
 
 
@@ -123,23 +161,54 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({str(error)[:200]}); remove it and run again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; remove it and run again")
+    if _is_deep(value):
+        raise UserError(f"{path} is nested more than {_MAX_DEPTH} levels deep; remove it and run again")
     return value
 
 
+def _is_deep(value: Any) -> bool:
+    """Level by level, without recursion."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        below = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        level = [one for some in below for one in some]
+    return bool(level)
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a last line torn by a crash is dropped. No file: no records."""
-    return list(_records(path)) if path.exists() else []
+    """The records of a JSON-lines file: objects of numbers, each with its "step". No file: no records.
+
+    A last line torn by a crash is dropped.
+
+    Raises:
+        UserError: if any other line is not such a record.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):  # what follows the last end of line is empty or torn
+            raise UserError(f"{path} is damaged in line {number}; remove that line and run again")
+    return records
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            return
-        yield record
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    # The comparison is false for NaN.
+    numbers = all(
+        isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) < MAX_NUMBER for one in record.values()
+    )
+    return record if numbers else None
 
 
 def make_folder(path: Path) -> Path:
@@ -150,7 +219,7 @@ def make_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=path, prefix=INCOMPLETE):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import hd_zoo
-from hd_trainer import signals
 from hd_trainer.checks import check_number, check_range, check_whole
 from hd_trainer.context import Context
 from hd_trainer.data import Dataset
 from hd_trainer.engine.draws import seeded
 from hd_trainer.errors import UserError
-from hd_trainer.files import digest
+from hd_trainer.files import digest, write_files
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -162,8 +161,7 @@ def sampler(
 
 def save_network(average: nn.Module, folder: Path, **metadata: Any) -> None:
     """Write an average's weights as a network of hd_zoo: ``model.safetensors`` and ``config.json``."""
-    with signals.held():
-        hd_zoo.save_pretrained(average, folder, metadata=metadata)
+    write_files(folder, lambda temporary: hd_zoo.save_pretrained(average, temporary, metadata=metadata), last=CONFIG)
 
 
 def weights_digest(folder: Path) -> str:

@@ -18,7 +18,7 @@ from hd_trainer.errors import UserError
 from hd_trainer.files import make_folder, read_json
 from hd_trainer.networks import fresh_network, load_network
 from hd_trainer.report import write_report
-from hd_trainer.run_folder import claim, note_sources, read_settings, stage_folders
+from hd_trainer.run_folder import claim, make_run_folder, note_sources, read_settings, stage_folders
 from hd_trainer.settings import Settings
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.discriminator import tap_layers
@@ -124,7 +124,7 @@ def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation
     """
     folders = stage_folders(out)
     networks = {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
-    make_folder(out)
+    make_run_folder(out)
     rows = evaluation.evaluate(settings.evaluation, context, networks)
     facts: dict[str, Any] = {
         "recipe": settings.recipe,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hd_trainer.errors import UserError
-from hd_trainer.files import make_folder, read_json, write_json
+from hd_trainer.files import make_folder, read_json, remove_incomplete, write_json
 from hd_trainer.networks import CONFIG, weights_digest
 from hd_trainer.settings import Settings, differences, settings_from_json, to_json
 from hd_trainer.stages import STAGES
@@ -17,13 +17,23 @@ RECIPE, SOURCES = "recipe.json", "sources.json"
 MAY_DIFFER = ("device", "evaluation.")
 
 
+def make_run_folder(out: Path) -> None:
+    """Create the run's folder, make sure that files can be written there, remove what a killed process left behind.
+
+    Raises:
+        UserError: for a folder that cannot be written.
+    """
+    make_folder(out)
+    remove_incomplete(out)
+
+
 def claim(settings: Settings, out: Path) -> None:
     """Note the settings in the run's folder; refuse a folder that holds a run with others.
 
     Raises:
         UserError: for a folder that cannot be written, or holds another run.
     """
-    make_folder(out)
+    make_run_folder(out)
     path, ours = out / RECIPE, to_json(settings)
     if path.exists():
         # As this version reads them: a setting that is younger than the run has its default.

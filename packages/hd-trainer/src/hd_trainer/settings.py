@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from hd_trainer.checks import check_choice, check_seed
+from hd_trainer.checks import check_choice, check_seed, short
 from hd_trainer.earlier import FORMAT, upgrade_settings
 from hd_trainer.engine.loop import LoopSettings
 from hd_trainer.engine.precision import Precision
@@ -62,7 +62,13 @@ def settings_from_json(values: Any, where: str) -> Settings:
     Raises:
         UserError: naming ``where`` and the setting, for one that is unknown, missing or impossible.
     """
-    return from_json(Settings, upgrade_settings(values) if isinstance(values, dict) else values, where)
+    if isinstance(values, dict):
+        if values.get("format", FORMAT) != FORMAT:
+            raise UserError(
+                f"{where}: format must be {FORMAT}; got {short(values['format'])}: use the version that made it"
+            )
+        values = upgrade_settings(values)
+    return from_json(Settings, values, where)
 
 
 def from_json(kind: type[T], values: Any, where: str) -> T:
@@ -83,10 +89,11 @@ def from_json(kind: type[T], values: Any, where: str) -> T:
         records = _records(hints[name])
         if records and not (value is None and type(None) in get_args(hints[name])):
             value = from_json(_chosen(records, value, f"{where}: {name}"), value, f"{where}: {name}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif value is not None and hints[name] in (str, int, float, bool) and not _fits(value, hints[name]):
-            raise UserError(f"{where}: {name} must be {hints[name].__name__}; got {str(value)[:60]}")
+        elif not records:
+            value = tuple(value) if isinstance(value, list) else value
+            if not _fits(value, hints[name]):
+                kind_of_it = getattr(hints[name], "__name__", "") if not get_args(hints[name]) else str(hints[name])
+                raise UserError(f"{where}: {name} must be {kind_of_it}; got {short(value)}")
         arguments[name] = value
     try:
         return kind(**arguments)
@@ -129,10 +136,19 @@ def _chosen(records: list[type[Any]], value: Any, where: str) -> type[Any]:
     )
 
 
-def _fits(value: Any, kind: type) -> bool:
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether the value is of the annotated kind; choices are left to their owner's check, which names them."""
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return True
+    if get_origin(hint) is tuple:
+        kinds = inner[:1] * len(value) if isinstance(value, tuple) and inner[1:] == (...,) else inner
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if inner:
+        return any(_fits(value, one) for one in inner)
     if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _plain(value: Any) -> Any:

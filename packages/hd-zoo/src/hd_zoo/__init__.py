@@ -8,7 +8,17 @@ from hd_zoo.networks.cost import Cost, model_cost
 from hd_zoo.networks.mlp import MLPField
 from hd_zoo.networks.transformer import DiffusionTransformer
 from hd_zoo.registry import create_model, list_models
-from hd_zoo.sampling import sample_jumps, sample_ode, sample_sde, seeded_noise, uniform_times
+from hd_zoo.sampling import (
+    renoised_times,
+    restarted_times,
+    sample_ancestral,
+    sample_jumps,
+    sample_ode,
+    sample_sde,
+    seeded_noise,
+    shift_times,
+    uniform_times,
+)
 from hd_zoo.student import add_interval, to_student
 from hd_zoo.weights.folders import from_pretrained, read_config, save_pretrained
 from hd_zoo.weights.published import load_published
@@ -38,12 +48,16 @@ __all__ = [
     "model_cost",
     "network_inside",
     "read_config",
+    "renoised_times",
+    "restarted_times",
+    "sample_ancestral",
     "sample_jumps",
     "sample_ode",
     "sample_sde",
     "save_pretrained",
     "seeded_noise",
     "set_attention_backend",
+    "shift_times",
     "to_student",
     "uniform_times",
     "why_not_xformers",

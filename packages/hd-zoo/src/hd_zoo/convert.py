@@ -128,10 +128,26 @@ class DiffusedNoise(Converter):
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, **cond: Any) -> Tensor:
         t = t.clamp(max=self.t_end)
         r = None if r is None else torch.minimum(r, t)
+        share = self.index(t) / self.steps
+        noise = self.answer(self._state(x, t), share, None if r is None else self.index(r) / self.steps, cond)
+        return self._velocity(noise, x, t)
+
+    def with_variance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """The velocity, and what the network says of the reverse step's variance, about [-1, 1]: both of x's shape.
+
+        For :func:`hd_zoo.sample_ancestral`. The network must have ``with_variance`` (AttributeError).
+        """
+        t = t.clamp(max=self.t_end)
+        noise, variance = self.network.with_variance(self._state(x, t), self.index(t) / self.steps, **cond)
+        return self._velocity(noise, x, t), variance
+
+    def _state(self, x: Tensor, t: Tensor) -> Tensor:
+        """z, what the network was trained on."""
         time = expand_times(t, x)
-        z = x / ((1 - time) ** 2 + time**2).sqrt().to(x.dtype)
-        noise = self.answer(z, self.index(t) / self.steps, None if r is None else self.index(r) / self.steps, cond)
-        return (noise - x) / (1 - time).to(x.dtype)
+        return x / ((1 - time) ** 2 + time**2).sqrt().to(x.dtype)
+
+    def _velocity(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return (noise - x) / (1 - expand_times(t, x)).to(x.dtype)
 
 
 class EDMDenoiser(Converter):

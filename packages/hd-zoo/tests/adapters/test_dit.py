@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from hd_zoo import DiffusedNoise, from_pretrained, save_pretrained, to_student
+from hd_zoo import (
+    DiffusedNoise,
+    Guidance,
+    from_pretrained,
+    layer_name,
+    sample_ode,
+    save_pretrained,
+    seeded_noise,
+    to_student,
+)
 from hd_zoo.adapters import DiTNoise, from_diffusers_dit, load_diffusers_dit
 
 
@@ -181,3 +190,20 @@ def test_every_blocks_embedding_is_compared(make_dit: Any, part: str) -> None:
         model.transformer_blocks[2].norm1.emb.get_parameter(part)[0] += 1e-3
     with pytest.raises(ValueError, match=rf"transformer_blocks\.2\.norm1\.emb\.{part} differs"):
         from_diffusers_dit(model)
+
+
+def test_diffusers_dit_is_a_full_teacher(make_dit: Any) -> None:
+    """What it says of itself, and guidance and sampling with it; it ignores r."""
+    field = DiffusedNoise(DiTNoise(make_dit())).eval()
+    guided = Guidance(field, 2.0, null={"labels": field.null_label}, channels=3)
+    for one in (field, guided):
+        assert (one.sample_shape, one.classes, one.null_label, one.takes_r) == ((4, 8, 8), 10, 10, False)
+    assert layer_name(guided, "model.transformer_blocks.1") == "field.network.model.transformer_blocks.1"
+    assert layer_name(guided, "model.transformer_blocks.1") in dict(guided.named_modules())
+    labels = torch.tensor([1, 2])
+    noise = seeded_noise(guided.sample_shape, [0, 1])
+    samples = sample_ode(guided, noise, 3, labels=labels)
+    assert samples.isfinite().all()
+    assert not torch.allclose(samples, sample_ode(field, noise, 3, labels=labels))
+    x, t, labels = batch(torch.float32)
+    assert torch.equal(field(x, t, t / 2, labels=labels), field(x, t, labels=labels))

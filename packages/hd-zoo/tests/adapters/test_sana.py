@@ -118,6 +118,7 @@ def test_a_student_starts_as_the_teacher_and_shares_nothing(
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert not {p.data_ptr() for p in teacher.parameters()} & {p.data_ptr() for p in student.parameters()}
     assert (teacher.takes_r, student.takes_r) == (False, True)
+    assert (student.sample_shape, student.classes, student.null_label) == ((4, 8, 8), 0, None)
 
 
 def test_a_student_of_a_student_is_a_copy(trained: Any) -> None:

@@ -1,7 +1,8 @@
 """Attention pooling of normalised tokens.
 
-``reference`` defines it, ``folded`` writes it so that autograd can follow, ``blocks`` computes it in PyTorch with a
-backward pass of its own, ``kernels`` in Triton; ``autograd`` ties the last two to PyTorch, ``op`` is public.
+``op`` is public, ``inputs`` says what every path takes and gives. ``reference`` defines the pooling, ``folded`` writes
+it so that autograd can follow, ``blocks`` computes it in PyTorch with a backward pass of its own, ``kernels`` in
+Triton; ``autograd`` ties the last two to PyTorch.
 """
 
 from hd_awd.pooling.availability import why_not_triton

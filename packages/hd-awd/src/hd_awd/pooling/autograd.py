@@ -15,89 +15,65 @@ from torch import Tensor
 
 from hd_awd.pooling import blocks
 from hd_awd.pooling.folded import attention_pool_folded
+from hd_awd.pooling.inputs import Incoming, Path, PoolInputs, schema
+
+Three = tuple[Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("hd_awd::attention_pool", mutates_args=())
-def pool_op(
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    want_weights: bool,
-    triton: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """pooled, lse and weights as :func:`hd_awd.pooling.blocks.pool_forward` returns them."""
+@torch.library.custom_op(
+    "hd_awd::attention_pool",
+    mutates_args=(),
+    schema=f"({schema(PoolInputs)}, bool want_weights, bool triton) -> (Tensor, Tensor, Tensor)",
+)
+def pool_op(*arguments: Any) -> Three:
+    """pooled, lse and weights, as in :class:`hd_awd.pooling.inputs.Path`.
+
+    Differentiable any number of times in reverse mode; forward mode raises.
+    """
+    *inputs, want_weights, triton = arguments
     _refuse_forward_mode()
-    if triton:
-        from hd_awd.pooling.kernels import launch
-
-        return launch.pool_forward(tokens, queries, bias, mask, eps, want_weights)
-    return blocks.pool_forward(tokens, queries, bias, mask, eps, want_weights)
+    return _path(triton).pool_forward(PoolInputs(*inputs), want_weights)
 
 
 @pool_op.register_fake
-def _(
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    want_weights: bool,
-    triton: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, num_tokens, width = tokens.shape
-    pooled = tokens.new_empty((batch, len(queries), width), dtype=torch.promote_types(tokens.dtype, torch.float32))
-    weights = pooled.new_empty((batch, len(queries), num_tokens) if want_weights else (0,))
-    return pooled, pooled.new_empty((batch, len(queries))), weights
+def _(*arguments: Any) -> Three:
+    inputs, want_weights = PoolInputs(*arguments[:-2]), arguments[-2]
+    batch, num_tokens, width, num_queries = inputs.sizes
+    pooled = inputs.tokens.new_empty((batch, num_queries, width), dtype=inputs.dtype)
+    weights = pooled.new_empty((batch, num_queries, num_tokens) if want_weights else (0,))
+    return pooled, pooled.new_empty((batch, num_queries)), weights
 
 
-@torch.library.custom_op("hd_awd::attention_pool_backward", mutates_args=())
-def pool_backward_op(
-    grad_pooled: Tensor,
-    grad_weights: Tensor | None,
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    lse: Tensor,
-    delta: Tensor,
-    eps: float,
-    want_tokens: bool,
-    want_bias: bool,
-    triton: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of tokens, queries and scores, as :func:`hd_awd.pooling.blocks.pool_backward` returns them.
+@torch.library.custom_op(
+    "hd_awd::attention_pool_backward",
+    mutates_args=(),
+    schema=f"({schema(PoolInputs)}, {schema(Incoming)}, bool triton) -> (Tensor, Tensor, Tensor)",
+)
+def pool_backward_op(*arguments: Any) -> Three:
+    """Gradients of tokens, queries and scores, as in :class:`hd_awd.pooling.inputs.Path`.
 
     lse and delta are taken for what follows from the other arguments, and have no derivative of their own.
     """
     _refuse_forward_mode()
-    arguments = (grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, eps, want_tokens, want_bias)
-    if triton:
-        from hd_awd.pooling.kernels import launch
-
-        return launch.pool_backward(*arguments)
-    return blocks.pool_backward(*arguments)
+    return _path(arguments[-1]).pool_backward(PoolInputs(*arguments[:5]), Incoming(*arguments[5:-1]))
 
 
 @pool_backward_op.register_fake
-def _(
-    grad_pooled: Tensor,
-    grad_weights: Tensor | None,
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    lse: Tensor,
-    delta: Tensor,
-    eps: float,
-    want_tokens: bool,
-    want_bias: bool,
-    triton: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
-    shape = (tokens.shape[0], queries.shape[0], tokens.shape[1]) if want_bias else (0,)
-    return grad_tokens, grad_pooled.new_empty(queries.shape), grad_pooled.new_empty(shape)
+def _(*arguments: Any) -> Three:
+    inputs, incoming = PoolInputs(*arguments[:5]), Incoming(*arguments[5:-1])
+    batch, num_tokens, _, num_queries = inputs.sizes
+    tokens, like = inputs.tokens, incoming.grad_pooled
+    grad_tokens = torch.empty_like(tokens) if incoming.want_tokens else tokens.new_empty(0)
+    shape = (batch, num_queries, num_tokens) if incoming.want_bias else (0,)
+    return grad_tokens, like.new_empty(inputs.queries.shape), like.new_empty(shape)
+
+
+def _path(triton: bool) -> Path:
+    if not triton:
+        return blocks
+    from hd_awd.pooling.kernels import launch
+
+    return launch
 
 
 def _refuse_forward_mode() -> None:
@@ -109,23 +85,6 @@ def _refuse_forward_mode() -> None:
         )
 
 
-def pool(
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    want_weights: bool,
-    triton: bool,
-) -> tuple[Tensor, Tensor]:
-    """pooled (B, M, C) and weights (B, M, N), or without elements, in float32 or better; ``bias`` is (B, M, N).
-
-    Differentiable any number of times in reverse mode; forward mode raises.
-    """
-    pooled, _, weights = pool_op(tokens, queries, bias, mask, eps, want_weights, triton)
-    return pooled, weights
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.eps, ctx.want_weights, ctx.triton = inputs
     ctx.mark_non_differentiable(output[1])
@@ -134,8 +93,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, grad_pooled: Tensor | None, _: Tensor | None, grad_weights: Tensor | None) -> Any:
-    """delta_m = sum_n a_mn (dz_m . x_n + da_mn) follows from the forward pass; the operator does the rest."""
-    tokens, queries, bias, mask, pooled, lse, weights = ctx.saved_tensors
+    """delta follows from the forward pass; the operator does the rest."""
+    *inputs, pooled, lse, weights = ctx.saved_tensors
     if grad_pooled is None:
         grad_pooled = torch.zeros_like(pooled)
     if not ctx.want_weights:
@@ -145,8 +104,8 @@ def _backward(ctx: Any, grad_pooled: Tensor | None, _: Tensor | None, grad_weigh
         if grad_weights is not None:
             delta = delta + (grad_weights * weights).sum(dim=-1)
     want_tokens, _, want_bias, *_ = ctx.needs_input_grad
-    arguments = (grad_pooled, grad_weights, tokens, queries, bias, mask, lse, delta, ctx.eps)
-    grads = pool_backward_op(*arguments, want_tokens, want_bias, ctx.triton)
+    incoming = (grad_pooled, grad_weights, lse, delta, want_tokens, want_bias)
+    grads = pool_backward_op(*inputs, ctx.eps, *incoming, ctx.triton)
     # Autograd casts them to their inputs' dtypes.
     return grads[0] if want_tokens else None, grads[1], grads[2] if want_bias else None, *[None] * 4
 
@@ -155,20 +114,21 @@ pool_op.register_autograd(_backward, setup_context=_keep)
 
 
 def _keep_for_second_order(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, _lse, _delta, ctx.eps, ctx.want_tokens, ctx.want_bias, _triton = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.eps, grad_pooled, grad_weights, _lse, _delta, ctx.want_tokens, ctx.want_bias, _triton = inputs
+    ctx.save_for_backward(*tensors, grad_pooled, grad_weights)
 
 
 def _second_order(ctx: Any, *grads: Tensor) -> Any:
     """The derivative of the same gradient as autograd writes it for PyTorch's operations."""
-    *inputs, mask = ctx.saved_tensors
-    if inputs[2].shape[0] == 0:  # torch.var_mean warns of an empty batch
-        return *(None if one is None else torch.zeros_like(one) for one in inputs), *[None] * 7
+    tokens, queries, bias, mask, grad_pooled, grad_weights = ctx.saved_tensors
+    inputs = (tokens, queries, bias, grad_pooled, grad_weights)
+    if len(tokens) == 0:  # torch.var_mean warns of an empty batch
+        return _by_argument(*(None if one is None else torch.zeros_like(one) for one in inputs))
     higher = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(inputs[2].device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(tokens.device.type, enabled=False):
         # New names for the inputs: queries may be a function of the tokens, and partial derivatives are wanted.
         names: list[Any] = [None if one is None else _renamed(one) for one in inputs]
-        grad_pooled, grad_weights, tokens, queries, bias = names
+        tokens, queries, bias, grad_pooled, grad_weights = names
         outputs = attention_pool_folded(tokens, queries, bias, mask, ctx.eps)
         starts = [grad_pooled] if grad_weights is None else [grad_pooled, grad_weights]
         wanted = [(tokens, ctx.want_tokens), (queries, True), (bias, ctx.want_bias)]
@@ -179,7 +139,12 @@ def _second_order(ctx: Any, *grads: Tensor) -> Any:
         grads_of_first = [grad.to(one.dtype) for grad, one in zip(grads_of_first, first, strict=True)]
         given = [one for one in names if one is not None]
         second = iter(torch.autograd.grad(first, given, grads_of_first, allow_unused=True, create_graph=higher))
-    return *(None if one is None else next(second) for one in names), *[None] * 7
+    return _by_argument(*(None if one is None else next(second) for one in names))
+
+
+def _by_argument(tokens: Any, queries: Any, bias: Any, grad_pooled: Any, grad_weights: Any) -> tuple[Any, ...]:
+    """In the order of ``pool_backward_op``'s arguments: mask, eps, lse, delta and the three flags have no gradient."""
+    return tokens, queries, bias, None, None, grad_pooled, grad_weights, *[None] * 5
 
 
 pool_backward_op.register_autograd(_second_order, setup_context=_keep_for_second_order)

@@ -15,27 +15,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hd_awd.pooling.inputs import Incoming, PoolInputs
 from hd_awd.pooling.scores import centred as without_mean
 from hd_awd.pooling.scores import logits
 
 THREAD_ELEMENTS = 1 << 19  # 2 MB in float32: about a core's caches, and well above the cost of launching operations
 
 
-def pool_forward(
-    tokens: Tensor, queries: Tensor, bias: Tensor | None, mask: Tensor | None, eps: float, want_weights: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments as in :func:`hd_awd.attention_pool`, bias already of shape (B, M, N).
-
-    Returns:
-        pooled (B, M, C), lse (B, M) = log sum_n exp(s), +inf for a sample without a token, and weights (B, M, N),
-        without elements if not wanted; all in float32 or better.
-    """
-    batch, num_tokens, width = tokens.shape
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    queries = without_mean(queries.to(dtype))
-    pooled = tokens.new_empty((batch, len(queries), width), dtype=dtype)
-    lse = pooled.new_empty(pooled.shape[:2])
-    weights = pooled.new_empty((batch, len(queries), num_tokens) if want_weights else (0,))
+def pool_forward(inputs: PoolInputs, want_weights: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """See :class:`hd_awd.pooling.inputs.Path`."""
+    batch, num_tokens, width, num_queries = inputs.sizes
+    tokens, bias, mask, dtype = inputs.tokens, inputs.bias, inputs.mask, inputs.dtype
+    queries = without_mean(inputs.queries.to(dtype))
+    pooled = tokens.new_empty((batch, num_queries, width), dtype=dtype)
+    lse = pooled.new_empty((batch, num_queries))
+    weights = pooled.new_empty((batch, num_queries, num_tokens) if want_weights else (0,))
     samples, rows, memory = _block(tokens, dtype)
     with torch.autocast(tokens.device.type, enabled=False):
         for block in _slices(batch, samples):
@@ -43,7 +37,7 @@ def pool_forward(
             z, total = pooled[block].zero_(), lse[block].zero_()
             top = torch.full_like(total, float("-inf"))
             for part in _slices(num_tokens, rows):
-                centred, inverse = _centre(tokens[block, part], memory, eps)
+                centred, inverse = _centre(tokens[block, part], memory, inputs.eps)
                 scores = (centred @ queries.T * inverse).transpose(1, 2).contiguous()
                 scores = logits(scores, *_of(block, part, bias, mask))
                 if want_weights:
@@ -62,46 +56,29 @@ def pool_forward(
     return pooled, lse, weights
 
 
-def pool_backward(
-    grad_pooled: Tensor,
-    grad_weights: Tensor | None,
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    lse: Tensor,
-    delta: Tensor,
-    eps: float,
-    want_tokens: bool,
-    want_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The equations of ``attention_pool_bwd_kernel`` in ``kernels/one_pass.py``; ``delta`` (B, M) is
-    sum_n a (dz . x + da).
-
-    Returns:
-        the gradients of tokens (in their dtype), of queries and of the (B, M, N) scores, the latter two in float32
-        or better; the first and the last without elements if not wanted.
-    """
-    width, num_queries = tokens.shape[-1], len(queries)
-    queries = without_mean(queries.to(grad_pooled.dtype))
-    dz = without_mean(grad_pooled)
-    grad_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
+def pool_backward(inputs: PoolInputs, incoming: Incoming) -> tuple[Tensor, Tensor, Tensor]:
+    """See :class:`hd_awd.pooling.inputs.Path`; the equations are those of ``attention_pool_bwd_kernel``."""
+    batch, num_tokens, width, num_queries = inputs.sizes
+    tokens, bias, mask = inputs.tokens, inputs.bias, inputs.mask
+    grad_weights, lse, delta = incoming.grad_weights, incoming.lse, incoming.delta
+    queries, dz = without_mean(inputs.queries.to(inputs.dtype)), without_mean(incoming.grad_pooled)
+    grad_tokens = torch.empty_like(tokens) if incoming.want_tokens else tokens.new_empty(0)
     grad_queries = dz.new_zeros(queries.shape)
-    grad_scores = dz.new_empty((len(tokens), num_queries, tokens.shape[1]) if want_bias else (0,))
+    grad_scores = dz.new_empty((batch, num_queries, num_tokens) if incoming.want_bias else (0,))
     samples, rows, memory = _block(tokens, dz.dtype)
     with torch.autocast(tokens.device.type, enabled=False):
-        for block, part in itertools.product(_slices(len(tokens), samples), _slices(tokens.shape[1], rows)):
-            centred, inverse = _centre(tokens[block, part], memory, eps)
+        for block, part in itertools.product(_slices(batch, samples), _slices(num_tokens, rows)):
+            centred, inverse = _centre(tokens[block, part], memory, inputs.eps)
             scale = inverse.transpose(1, 2)
             vectors = torch.cat([dz[block], queries.expand(len(centred), -1, -1)], dim=1)
             g, score = (torch.bmm(vectors, centred.transpose(1, 2)) * scale).split(num_queries, dim=1)
             a = (logits(score, *_of(block, part, bias, mask)) - lse[block, :, None]).exp_()
             ds = a * ((g if grad_weights is None else g + grad_weights[block, :, part]) - delta[block, :, None])
-            if want_bias:
+            if incoming.want_bias:
                 grad_scores[block, :, part] = ds
             pulls = torch.cat([a, ds], dim=1) * scale
             grad_queries += torch.bmm(pulls[:, num_queries:], centred).sum(dim=0)
-            if not want_tokens:
+            if not incoming.want_tokens:
                 continue
             along = (a * g + ds * score).sum(dim=1)[..., None] * inverse.square() / -width
             if grad_tokens.dtype == dz.dtype:

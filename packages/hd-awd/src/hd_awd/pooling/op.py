@@ -8,7 +8,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from hd_awd.pooling.autograd import pool
+from hd_awd.pooling.autograd import pool_op
 from hd_awd.pooling.availability import ask_once_when_compiling, why_not_triton
 from hd_awd.pooling.folded import attention_pool_folded
 
@@ -85,7 +85,7 @@ def attention_pool(
     else:
         if bias is not None:
             bias = bias.expand(len(tokens), len(queries), tokens.shape[1])
-        pooled, weights = pool(tokens, queries, bias, mask, eps, return_weights, triton)
+        pooled, _, weights = pool_op(tokens, queries, bias, mask, eps, return_weights, triton)
     pooled = pooled.to(tokens.dtype)
     return (pooled, weights) if return_weights else pooled
 

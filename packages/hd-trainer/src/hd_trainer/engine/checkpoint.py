@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hd_trainer.checks import MAX_STEPS
-from hd_trainer.engine.optimizer import Optimizer
+from hd_trainer.engine.optimizer import LEAST, Optimizer
 from hd_trainer.errors import UserError
 from hd_trainer.files import (
+    MAX_NUMBER,
     read_json,
     read_tensors,
     remove_folder,
@@ -44,11 +44,16 @@ def save_checkpoint(
     """Write the state after ``progress.step`` steps into ``folder/checkpoints``, then keep the newest ``keep``.
 
     Raises:
-        UserError: if a weight is not finite: a network that has diverged is not saved.
+        UserError: if a weight or a moment is not finite: a network that has diverged is not saved.
     """
-    check_finite(modules)
     tensors = {f"module.{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
     tensors |= {f"optimizer.{n}.{k}": v for n, o in optimizers.items() for k, v in o.tensors().items()}
+    for name, tensor in tensors.items():
+        if not _is_all_finite(tensor):
+            raise UserError(
+                f"{name.split('.', 1)[1]} is no longer finite after step {progress.step}; "
+                "lower its learning rate and start again in another folder"
+            )
     parent = folder / FOLDER
     parent.mkdir(exist_ok=True)
 
@@ -58,17 +63,6 @@ def save_checkpoint(
 
     write_folder(parent / f"{progress.step:06d}", fill)
     tidy(folder, keep)
-
-
-def check_finite(modules: dict[str, nn.Module]) -> None:
-    """Raises UserError that names the first tensor of the modules with a value that is not finite."""
-    for name, module in modules.items():
-        for key, value in module.state_dict().items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise UserError(
-                    f"{name}: weights are no longer finite ({key}); "
-                    "lower its learning rate and start again in another folder"
-                )
 
 
 def tidy(folder: Path, keep: int = 2) -> None:
@@ -125,8 +119,9 @@ def _progress(facts: dict[str, Any], path: Path) -> Progress:
     step, seconds, sums = facts.get("step"), facts.get("seconds"), facts.get("sums")
     if _is_whole(step) and step == int(path.name) and _is_finite(seconds) and seconds >= 0 and isinstance(sums, dict):
         pairs = [tuple(pair) if isinstance(pair, list) else () for pair in sums.values()]
-        if all(len(pair) == 2 and _is_finite(pair[0]) and _is_whole(pair[1]) for pair in pairs):
-            return Progress(step=step, seconds=float(seconds), sums=dict(zip(sums, pairs, strict=True)))
+        if all(len(pair) == 2 and _is_finite(pair[0]) and _is_whole(pair[1], low=1) for pair in pairs):
+            totals = {name: (float(pair[0]), pair[1]) for name, pair in zip(sums, pairs, strict=True)}
+            return Progress(step=step, seconds=float(seconds), sums=totals)
     raise UserError(f"{FACTS} does not hold step, seconds and sums as they were written")
 
 
@@ -137,9 +132,8 @@ def _check(
     expected = {f"module.{n}.{k}": (v.shape, v.dtype) for n, m in modules.items() for k, v in m.state_dict().items()}
     for name, optimizer in optimizers.items():
         prefix = f"optimizer.{name}."
-        # An optimiser that has not had its turn yet has no state.
-        if any(key.startswith(prefix) for key in tensors):
-            expected |= {prefix + key: form for key, form in optimizer.expected().items()}
+        forms = optimizer.expected(_below(tensors, prefix))
+        expected |= {prefix + key: form for key, form in forms.items()}
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:
         odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))[0]
@@ -148,8 +142,13 @@ def _check(
             "choose another folder, or remove it"
         )
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"checkpoint {path} is damaged ({name} is not finite); remove that folder")
+        least = LEAST.get(name.rsplit(".", 1)[1]) if name.startswith("optimizer.") else None
+        if not _is_all_finite(tensor) or (least is not None and bool((tensor < least).any())):
+            raise UserError(f"checkpoint {path} is damaged ({name} holds impossible numbers); remove that folder")
+
+
+def _is_all_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -160,9 +159,9 @@ def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and len(name) <= len(str(MAX_STEPS))
 
 
-def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_STEPS
+def _is_whole(value: Any, low: int = 0) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= MAX_STEPS
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER

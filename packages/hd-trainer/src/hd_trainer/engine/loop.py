@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hd_trainer import signals
 from hd_trainer.checks import check_steps
-from hd_trainer.engine.checkpoint import Progress, check_finite, load_newest, save_checkpoint, tidy
+from hd_trainer.engine.checkpoint import Progress, load_newest, save_checkpoint, tidy
 from hd_trainer.engine.optimizer import Optimizer
 from hd_trainer.errors import UserError
 from hd_trainer.files import write_json
@@ -70,7 +70,8 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
     opened = [factory(folder, start) for factory in writers]
     if start:
         print(f"{task.name}: resuming after step {start} of {task.steps}")
-        _save_samples(task, folder, start)  # a kill may have come before them
+        if _is_due(start, task, settings):
+            _save_samples(task, folder, start)  # a kill may have come before them
 
     began = time.perf_counter() - progress.seconds
     with signals.postponed() as stop_requested:
@@ -84,19 +85,25 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
                 for writer in opened:
                     writer.write(done, seconds, {name: total / number for name, (total, number) in sums.items()})
                 sums = {}
-            if done % settings.checkpoint_every == 0 or done == task.steps or stop_requested():
+            due = _is_due(done, task, settings)
+            if due or stop_requested():
                 progress = Progress(step=done, seconds=seconds, sums=sums)
                 save_checkpoint(folder, progress, task.modules, task.optimizers)
+            if due:
                 _save_samples(task, folder, done)
             if stop_requested() and done < task.steps:
                 raise signals.Stopped(
                     f"{task.name} stopped after step {done} of {task.steps}; the same command goes on from there"
                 )
-        check_finite(task.modules)
         task.save(folder)
         write_json(folder / DONE, {"steps": task.steps, "seconds": round(time.perf_counter() - began, 2)})
         if stop_requested():
             raise signals.Stopped(f"{task.name} is done; the same command goes on with what follows")
+
+
+def _is_due(step: int, task: Task, settings: LoopSettings) -> bool:
+    """Whether a checkpoint and a grid of samples belong to this step."""
+    return step % settings.checkpoint_every == 0 or step == task.steps
 
 
 def _check_finite(name: str, step: int, sums: dict[str, tuple[float, int]]) -> None:

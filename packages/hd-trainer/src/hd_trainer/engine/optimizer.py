@@ -18,6 +18,8 @@ Schedule = Literal["constant", "cosine"]
 
 #: What AdamW keeps of each parameter: a count of steps and two moments of the parameter's shape.
 COUNT, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
+#: The least value of an entry that has one.
+LEAST = {COUNT: 1.0, MOMENTS[1]: 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +98,19 @@ class Optimizer:
             for key, value in self.adamw.state.get(parameter, {}).items()
         }
 
-    def expected(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Shape and dtype of every entry of :meth:`tensors` after an update."""
+    def expected(self, tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and dtype that every entry of :meth:`tensors` must have, given the names in ``tensors``.
+
+        A parameter that has had no gradient yet has no entries; any other has all three.
+        """
+        found = {name.split(".", 1)[0] for name in tensors}
         return {
             f"{index}.{key}": (
                 torch.Size() if key == COUNT else one.shape,
                 torch.float32 if key == COUNT else one.dtype,
             )
             for index, one in enumerate(self.parameters)
+            if str(index) in found
             for key in (COUNT, *MOMENTS)
         }
 

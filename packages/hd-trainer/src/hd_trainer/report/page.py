@@ -14,12 +14,12 @@ from hd_trainer.data import Batch, grid_conditions, pictures, read_all
 from hd_trainer.engine import draws
 from hd_trainer.evaluation import Row, read_results
 from hd_trainer.evaluation.rows import number
-from hd_trainer.files import make_folder, write_text
+from hd_trainer.files import write_text
 from hd_trainer.networks import load_network, sampler
 from hd_trainer.recipes import load_recipe
 from hd_trainer.report import attention, figures
 from hd_trainer.report.summary import summarise, warnings
-from hd_trainer.run_folder import brought, stage_folders
+from hd_trainer.run_folder import brought, make_run_folder, stage_folders
 from hd_trainer.settings import KIND, Settings, to_json
 from hd_trainer.stages import STAGES
 from hd_trainer.version import __version__
@@ -39,7 +39,7 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
     """
     rows, facts = read_results(out)
     summary = summarise(rows)
-    make_folder(out)
+    make_run_folder(out)
     networks = {
         stage: load_network(folder, context.data, context.device) for stage, folder in stage_folders(out).items()
     }

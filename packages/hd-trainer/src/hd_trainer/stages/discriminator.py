@@ -21,7 +21,7 @@ from hd_awd import (
 )
 from hd_dmd import KarrasLevels, LogitNormalLevels, UniformLevels
 from hd_meanflow import interpolate
-from hd_trainer.checks import check_choice, check_number
+from hd_trainer.checks import check_choice, check_number, check_whole
 from hd_trainer.context import Context
 from hd_trainer.earlier import upgrade_discriminator
 from hd_trainer.engine.draws import seeded
@@ -61,6 +61,10 @@ class DiscriminatorSettings:
     def __post_init__(self) -> None:
         check_choice("gan_loss", self.gan_loss, GanLoss)
         check_number(gan_weight=self.gan_weight, r1_weight=self.r1_weight)
+        # The network's own checks know no upper bound.
+        network = self.network
+        check_whole(high=4096, num_queries=network.num_queries, head_width=network.head_width)
+        check_whole(high=65536, hidden=network.hidden)
         check_number(above=True, r1_std=self.r1_std)
         if not self.layers:
             raise UserError("layers must name at least one module of the teacher; got none")

@@ -51,9 +51,24 @@ class DiTNoise(nn.Module):
             ValueError: for times or labels of another shape or dtype.
         """
         check_times(x, t, r)
+        return self._outputs(x, t, labels)[:, : x.shape[1]]
+
+    def with_variance(self, x: Tensor, t: Tensor, *, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The noise, and what the model says of the reverse step's variance, about [-1, 1]: both of x's shape.
+
+        Raises:
+            ValueError: for times or labels of another shape or dtype, or a model that says nothing of it.
+        """
+        check_times(x, t, None)
+        noise, *variance = self._outputs(x, t, labels).split(x.shape[1], dim=1)
+        if not variance:
+            raise ValueError("the model has no variance: its out_channels are its in_channels")
+        return noise, variance[0]
+
+    def _outputs(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         labels = labels_or_null(labels, x, self.null_label)
         out: Tensor = self.model(x, timestep=1000 * t, class_labels=labels, return_dict=False)[0]
-        return out[:, : x.shape[1]]
+        return out
 
 
 def load_diffusers_dit(

@@ -239,6 +239,26 @@ class DiffusionTransformer(ConditionedField):
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None, *, labels: Tensor | None = None) -> Tensor:
         """x (B, channels, image_size, image_size); t, r (B,) in [0, 1]; labels (B,) int64 or None: null class."""
+        out = self._outputs(x, t, r, labels)
+        if self.learned_variance:
+            out = out[:, : self.sample_shape[0]]
+        return -out if self.reversed_time else out
+
+    def with_variance(self, x: Tensor, t: Tensor, *, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the network returns, and the second half of its channels: a variance in DiT, about [-1, 1].
+
+        For :func:`hd_zoo.sample_ancestral`; both have x's shape.
+
+        Raises:
+            ValueError: for a network without ``learned_variance``.
+        """
+        if not self.learned_variance:
+            raise ValueError("this network has no variance: learned_variance is False")
+        out, variance = self._outputs(x, t, None, labels).chunk(2, dim=1)
+        return -out if self.reversed_time else out, variance
+
+    def _outputs(self, x: Tensor, t: Tensor, r: Tensor | None, labels: Tensor | None) -> Tensor:
+        """All channels of the head, before the output's sign is changed."""
         if self.reversed_time:
             t, r = 1 - t, None if r is None else 1 - r
         early, late = self.conditions(x, t, r, labels)
@@ -246,9 +266,6 @@ class DiffusionTransformer(ConditionedField):
         h = self.patch_embed(tokens) + self.positions
         for index, block in enumerate(self.blocks):
             h = block(h, early if index < self.early_blocks else late, self.rotary)
-        out = rearrange(
+        return rearrange(
             self.head(h, late), "b (h w) (p q c) -> b c (h p) (w q)", h=self.grid, p=self.patch, q=self.patch
         )
-        if self.learned_variance:
-            out = out[:, : self.sample_shape[0]]
-        return -out if self.reversed_time else out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hd_awd.pooling.inputs import Incoming, PoolInputs
 from hd_awd.pooling.kernels import one_pass, two_pass
 from hd_awd.pooling.kernels.plan import TWO_PASS, Plan, make_plan, power_of_two
 from hd_awd.pooling.kernels.traffic import MERGE_C
@@ -19,21 +21,12 @@ OFFSETS = 2**31 - 1  # within a sample the kernels count in 32 bits
 OPTIONS = {"enable_fp_fusion": True}
 
 
-def pool_forward(
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    want_weights: bool,
-    plan: Plan | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`hd_awd.pooling.blocks.pool_forward`; ``plan`` is made from the shape if not given."""
-    tokens, queries = _reachable(tokens), queries.float().contiguous()
-    bias, mask = (None if one is None else _reachable(one) for one in (bias, mask))
-    extras = bias is not None or mask is not None or want_weights
-    plan = plan or _plan("forward", tokens, len(queries), extras=extras)
-    (batch, num_tokens, width), num_queries = tokens.shape, len(queries)
+def pool_forward(inputs: PoolInputs, want_weights: bool, plan: Plan | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """See :class:`hd_awd.pooling.inputs.Path`; ``plan`` is made from the shape if not given."""
+    inputs = _ready(inputs)
+    tokens, queries = inputs.tokens, inputs.queries
+    plan = plan or _plan("forward", inputs, want_weights)
+    batch, num_tokens, width, num_queries = inputs.sizes
     pooled = queries.new_empty(batch, num_queries, width)
     lse = queries.new_empty(batch, num_queries)
     if batch == 0:
@@ -41,11 +34,11 @@ def pool_forward(
     with _device(tokens):
         if plan.passes == 1:
             scores = queries.new_empty(batch, num_queries, num_tokens) if want_weights else None
-            _one_pass_forward(plan, tokens, queries, bias, mask, eps, pooled, lse, scores)
+            _one_pass_forward(plan, inputs, pooled, lse, scores)
             weights = queries.new_empty(0) if scores is None else scores.sub_(lse[..., None]).exp_()
             return pooled, lse, weights
-        scores, mean, inverse = _project(plan, tokens, centred(queries)[None], eps)
-        scores = logits(scores, bias, mask)
+        scores, mean, inverse = _project(plan, inputs, centred(queries)[None])
+        scores = logits(scores, inputs.bias, inputs.mask)
         lse = scores.logsumexp(dim=-1)
         lse = lse.masked_fill_(lse == float("-inf"), float("inf"))
         weights = scores.sub_(lse[..., None]).exp_()
@@ -58,45 +51,30 @@ def pool_forward(
         return pooled, lse, weights if want_weights else queries.new_empty(0)
 
 
-def pool_backward(
-    grad_pooled: Tensor,
-    grad_weights: Tensor | None,
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    lse: Tensor,
-    delta: Tensor,
-    eps: float,
-    want_tokens: bool,
-    want_bias: bool,
-    plan: Plan | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`hd_awd.pooling.blocks.pool_backward`; every program's part of dq is summed in a fixed order."""
-    given, tokens, queries = tokens, _reachable(tokens), queries.float().contiguous()
-    bias, mask = (None if one is None else _reachable(one) for one in (bias, mask))
-    written = torch.empty_like(tokens) if want_tokens else None  # within the kernels' reach, as the tokens are
-    extras = bias is not None or mask is not None or grad_weights is not None
-    plan = plan or _plan("backward", tokens, len(queries), extras=extras)
-    (batch, num_tokens, width), num_queries = tokens.shape, len(queries)
-    grad_scores = queries.new_empty((batch, num_queries, num_tokens) if want_bias else (0,))
+def pool_backward(inputs: PoolInputs, incoming: Incoming, plan: Plan | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """See :class:`hd_awd.pooling.inputs.Path`; every program's part of dq is summed in a fixed order."""
+    given, inputs = inputs.tokens, _ready(inputs)
+    tokens, queries, bias, mask = inputs.tokens, inputs.queries, inputs.bias, inputs.mask
+    written = torch.empty_like(tokens) if incoming.want_tokens else None  # within the kernels' reach, as the tokens are
+    plan = plan or _plan("backward", inputs, incoming.grad_weights is not None)
+    batch, num_tokens, width, num_queries = inputs.sizes
+    grad_scores = queries.new_empty((batch, num_queries, num_tokens) if incoming.want_bias else (0,))
     if batch == 0:
         return _laid_out_as(given, written), torch.zeros_like(queries), grad_scores
     parts = queries.new_empty(batch * plan.splits, num_queries, width)
-    grad_pooled = grad_pooled.contiguous()
-    grad_weights = None if grad_weights is None else grad_weights.contiguous()
-    lse, delta = lse.contiguous(), delta.contiguous()
+    grad_pooled, lse, delta = (one.contiguous() for one in (incoming.grad_pooled, incoming.lse, incoming.delta))
+    grad_weights = None if incoming.grad_weights is None else incoming.grad_weights.contiguous()
     with _device(tokens):
         if plan.passes == 1:
             one_pass.attention_pool_bwd_kernel[(batch, plan.splits)](
                 tokens, queries, grad_pooled, lse, delta, bias, mask, grad_weights, written, parts,
-                grad_scores if want_bias else None, num_tokens, plan.tokens_per_split, eps,
+                grad_scores if incoming.want_bias else None, num_tokens, plan.tokens_per_split, inputs.eps,
                 *tokens.stride(), *_strides(bias, 3), *_strides(mask, 2), *_strides(written, 3),
                 **_whole_rows(plan, tokens, num_queries),
             )  # fmt: skip
             return _laid_out_as(given, written), parts.sum(dim=0), grad_scores
         queries, dz = centred(queries), centred(grad_pooled)
-        both, mean, inverse = _project(plan, tokens, torch.cat([queries.expand_as(dz), dz], dim=1), eps)
+        both, mean, inverse = _project(plan, inputs, torch.cat([queries.expand_as(dz), dz], dim=1))
         score, g = both.split(num_queries, dim=1)
         a = (logits(score, bias, mask) - lse[..., None]).exp_()
         ds = a * ((g if grad_weights is None else g + grad_weights) - delta[..., None])
@@ -105,27 +83,19 @@ def pool_backward(
             tokens, queries, dz, a, ds, mean, inverse, along, written, parts, num_tokens, plan.tokens_per_split,
             *tokens.stride(), *_strides(written, 3), **_chunked(plan, tokens, num_queries),
         )  # fmt: skip
-        return _laid_out_as(given, written), parts.sum(dim=0), ds if want_bias else grad_scores
+        return _laid_out_as(given, written), parts.sum(dim=0), ds if incoming.want_bias else grad_scores
 
 
-def _one_pass_forward(
-    plan: Plan,
-    tokens: Tensor,
-    queries: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    pooled: Tensor,
-    lse: Tensor,
-    scores: Tensor | None,
-) -> None:
-    (batch, num_tokens, width), num_queries = tokens.shape, len(queries)
+def _one_pass_forward(plan: Plan, inputs: PoolInputs, pooled: Tensor, lse: Tensor, scores: Tensor | None) -> None:
+    """Fills ``pooled``, ``lse`` and, if not None, ``scores``."""
+    batch, num_tokens, width, num_queries = inputs.sizes
+    tokens, bias, mask = inputs.tokens, inputs.bias, inputs.mask
     z, total = pooled, lse
     if plan.splits > 1:
         z = pooled.new_empty(batch, plan.splits, num_queries, width)
         total = lse.new_empty(batch, plan.splits, num_queries)
     one_pass.attention_pool_fwd_kernel[(batch, plan.splits)](
-        tokens, queries, bias, mask, z, total, scores, num_tokens, plan.tokens_per_split, eps,
+        tokens, inputs.queries, bias, mask, z, total, scores, num_tokens, plan.tokens_per_split, inputs.eps,
         *tokens.stride(), *_strides(bias, 3), *_strides(mask, 2), **_whole_rows(plan, tokens, num_queries),
     )  # fmt: skip
     if plan.splits > 1:
@@ -135,13 +105,14 @@ def _one_pass_forward(
         )
 
 
-def _project(plan: Plan, tokens: Tensor, vectors: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """v_m . LN(h_n) (B, M, N), mean and 1/sigma (B, N); vectors (B or 1, M, C)."""
-    (batch, num_tokens, width), num_queries = tokens.shape, vectors.shape[1]
+def _project(plan: Plan, inputs: PoolInputs, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """v_m . LN(h_n) (B, M, N), mean and 1/sigma (B, N); vectors (B or 1, M, C), of any number M."""
+    tokens, num_queries = inputs.tokens, vectors.shape[1]
+    batch, num_tokens, width, _ = inputs.sizes
     products = vectors.new_empty(batch, num_queries, num_tokens)
     mean, inverse = vectors.new_empty(batch, num_tokens), vectors.new_empty(batch, num_tokens)
     two_pass.attention_pool_project_kernel[(batch, -(-num_tokens // TWO_PASS["project_n"]))](
-        tokens, vectors, products, mean, inverse, num_tokens, eps,
+        tokens, vectors, products, mean, inverse, num_tokens, inputs.eps,
         *tokens.stride(), vectors.stride(0) * (len(vectors) > 1),
         WIDTH=width, NUM_QUERIES=num_queries, QUERIES_PADDED=max(16, power_of_two(num_queries)),
         BLOCK_N=TWO_PASS["project_n"], BLOCK_C=TWO_PASS["project_c"], FIRST=TWO_PASS["project_first"],
@@ -183,6 +154,13 @@ def _strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
     return (0,) * dimensions if tensor is None else tensor.stride()
 
 
+def _ready(inputs: PoolInputs) -> PoolInputs:
+    """As the kernels take them: queries float32 and contiguous, the others within reach of 32 bits."""
+    bias, mask = (None if one is None else _reachable(one) for one in (inputs.bias, inputs.mask))
+    queries = inputs.queries.float().contiguous()
+    return dataclasses.replace(inputs, tokens=_reachable(inputs.tokens), queries=queries, bias=bias, mask=mask)
+
+
 def _reachable(tensor: Tensor) -> Tensor:
     """Tokens, bias or mask, copied only where a sample's far end is out of reach of 32 bits."""
     extent = sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
@@ -197,9 +175,11 @@ def _laid_out_as(tokens: Tensor, gradient: Tensor | None) -> Tensor:
     return gradient if gradient.stride() == expected else torch.empty_like(tokens).copy_(gradient)
 
 
-def _plan(direction: str, tokens: Tensor, num_queries: int, *, extras: bool = False) -> Plan:
-    lanes, processors = _device_facts(tokens.device)
-    sizes = (*tokens.shape, num_queries, tokens.element_size())
+def _plan(direction: str, inputs: PoolInputs, weights: bool) -> Plan:
+    """The default plan; ``weights``: whether weights are returned, or differentiated."""
+    extras = inputs.bias is not None or inputs.mask is not None or weights
+    lanes, processors = _device_facts(inputs.tokens.device)
+    sizes = (*inputs.sizes, inputs.tokens.element_size())
     return make_plan(direction, *sizes, extras=extras, lanes=lanes, processors=processors)
 
 

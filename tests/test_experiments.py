@@ -1,0 +1,71 @@
+"""The experiments: their committed tables follow from their committed runs, and the command takes their arguments."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from hd_trainer.options import parse_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS = ROOT / "experiments/results/digits_seeds.json"
+
+
+def load_experiment(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module `experiments.NAME`; the root folder is no package, so it is put on the path."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module(f"experiments.{name}")
+
+
+def test_they_are_listed_by_name() -> None:
+    command = [sys.executable, "-m", "experiments"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["digits-adversary", "digits-seeds"]
+    unknown = subprocess.run([*command, "no-such"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert unknown.returncode == 2
+    assert unknown.stderr == "experiments: unknown name 'no-such'; known: digits-adversary, digits-seeds\n"
+
+
+def test_the_committed_summary_and_targets_are_those_of_the_committed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load_experiment("digits_seeds", monkeypatch)
+    committed = json.loads(SEEDS.read_text(encoding="utf-8"))
+    assert experiment.summary(committed["runs"]) == committed["summary"]
+    assert experiment.targets(committed["runs"]) == committed["targets"]
+
+
+def test_the_seeds_run_the_recipe_as_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    experiment = load_experiment("digits_seeds", monkeypatch)
+    command, *arguments = experiment.command(seed=2, folder=tmp_path)
+    options = parse_settings(command, arguments)
+    assert options.settings == parse_settings("run", ["digits", "--seed", "2"]).settings
+
+
+def test_the_variants_differ_in_the_discriminator_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    experiment = load_experiment("digits_adversary", monkeypatch)
+    settings = {}
+    for variant in experiment.VARIANTS:
+        command, *arguments = experiment.command(variant, seed=1, source=tmp_path / "1", folder=tmp_path / variant)
+        options = parse_settings(command, arguments)
+        assert options.teacher_weights == tmp_path / "1/teacher"
+        assert options.student_weights == tmp_path / "1/trajectory"
+        settings[variant] = options.settings.distribution.discriminator
+    assert settings["none"].gan_weight == 0
+    assert settings["gap"].gan_weight > 0
+    assert settings["gap"].network.pooling == "mean"
+
+
+def test_awd_s_rows_are_those_of_the_seeds() -> None:
+    runs = json.loads(SEEDS.read_text(encoding="utf-8"))["runs"]
+    lines = (ROOT / "experiments/results/digits_adversary.csv").read_text(encoding="utf-8").splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    for run in runs:
+        expected = next(row for row in run["rows"] if row["name"] == "distribution")
+        found = next(row for row in rows if row["adversary"] == "awd" and int(row["seed"]) == run["seed"])
+        assert float(found["fd"]) == pytest.approx(expected["fd"], abs=1e-4)
+        assert float(found["recall"]) == pytest.approx(expected["recall"], abs=1e-4)
