@@ -19,7 +19,9 @@ def to_student(teacher: nn.Module, r_embedding: str = "added", *, early_blocks: 
 
     Args:
         teacher: a network of this package (from :func:`create_model` or :func:`from_pretrained`), perhaps behind
-            a converter, which the student then stands behind as well.
+            a converter, which the student then stands behind as well. Or one that says where its time embedding is,
+            ``time_embedding_at`` (and ``time_embedding_repeated``), as those of :mod:`hd_zoo.adapters` do: it gets what
+            :func:`add_interval` adds there.
         r_embedding: how r enters. "added" adds an embedding of (t - r) whose last layer is zero [ours]. "decoupled"
             shows t to the early part of the network and r to the late one, without new weights [arXiv 2510.24474];
             that one equals the teacher at r = t alone.
@@ -38,9 +40,16 @@ def to_student(teacher: nn.Module, r_embedding: str = "added", *, early_blocks: 
     """
     if isinstance(teacher, Converter):
         inner = to_student(teacher.network, r_embedding, early_blocks=early_blocks)
-        return type(teacher)(inner, **teacher.arguments).train(teacher.training)
+        return behind(teacher, inner)
     if isinstance(teacher, AddedInterval) and r_embedding == "added":
         return copy.deepcopy(teacher).requires_grad_(True)
+    at: Any = getattr(teacher, "time_embedding_at", None)
+    if at is not None:
+        if r_embedding != "added":
+            raise ValueError(f'r_embedding must be "added" for a {type(teacher).__name__}; got {r_embedding!r}')
+        if getattr(teacher, "takes_r", False):
+            return copy.deepcopy(teacher).requires_grad_(True)
+        return add_interval(teacher, at, repeated=getattr(teacher, "time_embedding_repeated", False))
     architecture, arguments = blueprint(teacher)
     wanted: dict[str, Any] = {**arguments, "r_embedding": r_embedding}
     if early_blocks is not None:
@@ -57,6 +66,13 @@ def to_student(teacher: nn.Module, r_embedding: str = "added", *, early_blocks: 
     if foreign or unexpected:
         raise ValueError(f"the teacher's weights do not fit its student: {foreign + list(unexpected)}")
     return student.train(teacher.training)
+
+
+def behind(converter: Converter, network: nn.Module) -> Converter:
+    """The network behind a converter as this one; every module inside keeps its own mode."""
+    converted = type(converter)(network, **converter.arguments)
+    converted.training = converter.training
+    return converted
 
 
 def add_interval(
@@ -115,9 +131,7 @@ def add_interval(
             frequencies=frequencies,
             repeated=repeated,
         )
-        converted = type(network)(inner, **network.arguments)
-        converted.training = network.training  # of the modules inside each keeps its own mode
-        return converted
+        return behind(network, inner)
     if getattr(network, "takes_r", False):
         raise ValueError(f"network: this {type(network).__name__} takes r already; to_student copies it")
     settings: dict[str, Any] = {

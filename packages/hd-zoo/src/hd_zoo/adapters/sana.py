@@ -52,6 +52,11 @@ class SanaField(nn.Module):
         return config.in_channels, config.sample_size, config.sample_size
 
     @property
+    def time_embedding_at(self) -> str:
+        """Where :func:`hd_zoo.to_student` adds the interval."""
+        return f"model.time_embed.{'' if self.model.config.guidance_embeds else 'emb.'}timestep_embedder"
+
+    @property
     def takes_r(self) -> bool:
         """True for a student, False for a teacher."""
         return isinstance(self.model.time_embed, _TwoTimeEmbedding)
