@@ -11,9 +11,12 @@ from types import ModuleType
 
 import pytest
 
+from hd_trainer import load_recipe
 from hd_trainer.options import parse_settings
+from hd_trainer.settings import differences, to_json
 
 ROOT = Path(__file__).resolve().parent.parent
+NAMES = ["digits-discriminator", "digits-noise-levels", "digits-seeds"]
 SEEDS = ROOT / "experiments/results/digits_seeds.json"
 
 
@@ -26,10 +29,10 @@ def load_experiment(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_they_are_listed_by_name() -> None:
     command = [sys.executable, "-m", "experiments"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["digits-adversary", "digits-seeds"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == NAMES
     unknown = subprocess.run([*command, "no-such"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert unknown.returncode == 2
-    assert unknown.stderr == "experiments: unknown name 'no-such'; known: digits-adversary, digits-seeds\n"
+    assert unknown.stderr == f"experiments: unknown name 'no-such'; known: {', '.join(NAMES)}\n"
 
 
 def test_the_committed_summary_and_targets_are_those_of_the_committed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,25 +50,37 @@ def test_the_seeds_run_the_recipe_as_it_stands(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_variants_differ_in_the_discriminator_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    experiment = load_experiment("digits_adversary", monkeypatch)
+    experiment, shared = (load_experiment(name, monkeypatch) for name in ("digits_discriminator", "stage_two"))
     settings = {}
-    for variant in experiment.VARIANTS:
-        command, *arguments = experiment.command(variant, seed=1, source=tmp_path / "1", folder=tmp_path / variant)
+    for name, variant in experiment.VARIANTS.items():
+        command, *arguments = shared.run_arguments(variant, seed=1, source=tmp_path / "1", folder=tmp_path / name)
         options = parse_settings(command, arguments)
         assert options.teacher_weights == tmp_path / "1/teacher"
         assert options.student_weights == tmp_path / "1/trajectory"
-        settings[variant] = options.settings.distribution.discriminator
+        settings[name] = options.settings.distribution.discriminator
     assert settings["none"].gan_weight == 0
     assert settings["gap"].gan_weight > 0
     assert settings["gap"].network.pooling == "mean"
 
 
+def test_the_laws_differ_in_the_noise_levels_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    experiment, shared = (load_experiment(name, monkeypatch) for name in ("digits_noise_levels", "stage_two"))
+    plain = to_json(load_recipe("digits"))
+    found = {}
+    for name, variant in experiment.VARIANTS.items():
+        command, *arguments = shared.run_arguments(variant, seed=0, source=tmp_path / "0", folder=tmp_path / name)
+        found[name] = differences(to_json(parse_settings(command, arguments).settings), plain)
+    assert all("noise_levels" in line or line.startswith("recipe") for lines in found.values() for line in lines)
+    assert any(line.startswith("distribution.noise_levels.kind: KarrasLevels") for line in found["dmd2"])
+    assert not any(line.startswith("distribution.noise_levels") for line in found["wide-fake-score"])
+
+
 def test_awd_s_rows_are_those_of_the_seeds() -> None:
     runs = json.loads(SEEDS.read_text(encoding="utf-8"))["runs"]
-    lines = (ROOT / "experiments/results/digits_adversary.csv").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "experiments/results/digits_discriminator.csv").read_text(encoding="utf-8").splitlines()
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
     for run in runs:
         expected = next(row for row in run["rows"] if row["name"] == "distribution")
-        found = next(row for row in rows if row["adversary"] == "awd" and int(row["seed"]) == run["seed"])
+        found = next(row for row in rows if row["discriminator"] == "awd" and int(row["seed"]) == run["seed"])
         assert float(found["fd"]) == pytest.approx(expected["fd"], abs=1e-4)
         assert float(found["recall"]) == pytest.approx(expected["recall"], abs=1e-4)

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/results.md")
 SEEDS = ROOT / "experiments/results/digits_seeds.json"
-DISCRIMINATORS = ROOT / "experiments/results/digits_adversary.csv"
+DISCRIMINATORS = ROOT / "experiments/results/digits_discriminator.csv"
 STEPS = ROOT / "benchmarks/results/meanflow_step.csv"
 PICTURE = ROOT / "docs/digits.png"
 NAMES = {
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on a difference")
     parser.add_argument("--picture", type=Path, help="a finished run's folder, for docs/digits.png")
     options = parser.parse_args()
-    tables = {"digits": digits_table(), "adversary": adversary_table(), "step": step_table()}
+    tables = {"digits": digits_table(), "discriminator": discriminator_table(), "step": step_table()}
     old = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
     new = {name: with_tables(text, tables) for name, text in old.items()}
     missing = [name for name in tables if not any(marker(name) in text for text in old.values())]
@@ -87,12 +87,12 @@ def digits_table() -> list[str]:
     return lines
 
 
-def adversary_table() -> list[str]:
+def discriminator_table() -> list[str]:
     """Stage 2 without a discriminator, with GAP and with AWD: means and ranges over the seeds."""
     names = {"none": "none", "gap": "GAP: mean over tokens", "awd": "AWD: learned weights"}
     found: dict[str, list[dict[str, str]]] = {name: [] for name in names}
     for row in _csv(DISCRIMINATORS):
-        found[row["adversary"]].append(row)
+        found[row["discriminator"]].append(row)
     lines = ["| discriminator | FD-digits (range) | KID | precision | recall |", "|---|---:|---:|---:|---:|"]
     for name, title in names.items():
         values = {key: [float(row[key]) for row in found[name]] for key in ("fd", "kid", "precision", "recall")}

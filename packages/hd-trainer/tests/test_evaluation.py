@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,23 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from trainer_helpers import hdistill, row
 
 import hd_zoo
-from hd_trainer import UserError, evaluation
-from hd_trainer.evaluation import EvaluationSettings, Meter, Row, evaluate, format_rows, sampler
-from hd_trainer.stages.common import Context
+from hd_trainer import UserError
+from hd_trainer.context import Context
+from hd_trainer.data import read_all
+from hd_trainer.evaluation import EvaluationSettings, evaluate, format_rows, measure, read_results, save_rows
+from hd_trainer.evaluation.measure import Meter
+from hd_trainer.networks import GuidanceSettings, sampler
 
 
 class Counting(nn.Module):
     """A field that shrinks its input, and notes how many images it was asked about and the first ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, takes_r: bool = True) -> None:
         super().__init__()
-        self.null_label = 10
+        self.takes_r = takes_r
         self.images = 0
         self.starts: list[tuple[Tensor, Tensor]] = []
 
@@ -38,60 +42,60 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("steps", [1, 3, 8])
-@pytest.mark.parametrize("name", ["teacher", "trajectory", "distribution"])
-def test_calls_are_counted_as_they_are_made(name: str, steps: int, scale: float) -> None:
-    field = Counting()
-    draw, calls = sampler(name, field, steps, EvaluationSettings(guidance_scale=scale))
-    draw(torch.randn(6, 1, 8, 8), torch.arange(6))
+@pytest.mark.parametrize("student", [False, True])
+def test_calls_are_counted_as_they_are_made(student: bool, steps: int, scale: float) -> None:
+    field = Counting(takes_r=student)
+    draw, calls = sampler(field, steps, GuidanceSettings(scale=scale), {"labels": 10})
+    draw(torch.randn(6, 1, 8, 8), {"labels": torch.arange(6)})
     assert field.images == 6 * calls
-    assert calls == steps * (2 if name == "teacher" and scale != 1 else 1)
+    assert calls == steps * (2 if not student and scale != 1 else 1)
 
 
 def test_all_rows_start_from_one_noise_and_one_label_draw(context: Context) -> None:
     settings = EvaluationSettings(samples=50, batch=20, teacher_steps=(1, 5), timing_repeats=2)
-    fields = {name: Counting() for name in ("teacher", "trajectory", "distribution")}
-    rows = evaluate(settings, context.data, fields, context.device, seed=3)
-    assert [(row.name, row.steps, row.calls) for row in rows] == [
+    fields = {name: Counting(takes_r=name != "teacher") for name in ("teacher", "trajectory", "distribution")}
+    rows = evaluate(settings, context, dict(fields))
+    assert [(one.name, one.steps, one.calls) for one in rows] == [
         ("held-out data", 0, 0),
         *(("teacher", 1, 1), ("teacher", 5, 5), ("trajectory", 1, 1), ("distribution", 1, 1)),
     ]
     starts: list[Tensor] = []
+    asked = read_all(context.data.train).cond["labels"][:50]
     for field in fields.values():
         # Batches of 20, 20, 10, in as many rounds as were timed.
         assert [len(x) for x, _ in field.starts[:3]] == [20, 20, 10]
         for first in range(0, len(field.starts), 3):
             starts.append(torch.cat([x for x, _ in field.starts[first : first + 3]]))
-            labels = torch.cat([one for _, one in field.starts[first : first + 3]])
-            assert torch.equal(labels, context.data.train_labels[:50])
+            assert torch.equal(torch.cat([one for _, one in field.starts[first : first + 3]]), asked)
     assert len(starts) == 2 + 1 + 2 + 2  # repeats for few calls; a single round for five
     assert all(torch.equal(start, starts[0]) for start in starts)
     assert 0.9 < starts[0].std() < 1.1
     assert len(starts[0].flatten(1).unique(dim=0)) == 50
     # The same field scores the same in every stage that asks it once.
-    scores = [dataclasses.asdict(row) for row in rows if row.calls == 1]
-    for row in scores:
-        assert row.pop("name")
-        assert row.pop("images_per_second") > 0
+    scores = [dataclasses.asdict(one) for one in rows if one.calls == 1]
+    for score in scores:
+        assert score.pop("name")
+        assert score.pop("images_per_second") > 0
     assert scores[0] == scores[1] == scores[2]
     # A seed of its own: other noise.
     again = Counting()
-    evaluate(settings, context.data, {"trajectory": again}, context.device, seed=4)
+    evaluate(settings, dataclasses.replace(context, seed=context.seed + 1), {"trajectory": again})
     assert not torch.isin(again.starts[0][0], starts[0]).any()
 
 
 def test_more_samples_than_training_images_repeat_its_labels(context: Context) -> None:
     field = Counting()
     settings = EvaluationSettings(samples=1_500, batch=2_000, timing_repeats=1)
-    rows = evaluate(settings, context.data, {"trajectory": field}, context.device, seed=0)
-    labels = context.data.train_labels
+    rows = evaluate(settings, context, {"trajectory": field})
+    labels = read_all(context.data.train).cond["labels"]
     assert torch.equal(field.starts[0][1], torch.cat([labels, labels[: 1_500 - len(labels)]]))
     assert rows[1].samples == 1_500
 
 
 def test_the_floor_is_the_held_out_data(context: Context) -> None:
-    floor = evaluate(EvaluationSettings(), context.data, {}, context.device, seed=0)[0]
-    meter = Meter(context.data)
-    scores = meter.measure(context.data.held_out, context.data.held_out_labels)
+    floor = evaluate(EvaluationSettings(), context, {})[0]
+    held_out = read_all(context.data.held_out)
+    scores = Meter(context.data).measure(held_out.x, held_out.cond)
     assert dataclasses.asdict(floor) == {
         "name": "held-out data",
         "steps": 0,
@@ -100,21 +104,30 @@ def test_the_floor_is_the_held_out_data(context: Context) -> None:
         **scores,
     }
     assert floor.samples == 360
+    assert floor.accuracy is not None
     assert floor.accuracy > 0.98
+    assert floor.fd is not None
     assert 0 < floor.fd < 3
-    assert min(floor.precision, floor.recall) > 0.6
+    assert min(floor.precision or 0, floor.recall or 0) > 0.6
+    assert floor.deviation == pytest.approx(float(held_out.x.std(dim=0).mean()))
 
 
 def test_the_training_split_measured_against_itself_is_perfect(context: Context) -> None:
-    meter = Meter(context.data)
-    scores = meter.measure(context.data.train, context.data.train_labels)
+    meter, train = Meter(context.data), read_all(context.data.train)
+    scores = meter.measure(train.x, train.cond)
     assert scores["fd"] == pytest.approx(0, abs=1e-6)
     assert (scores["precision"], scores["recall"], scores["nearest"]) == (1, 1, 0)
-    wrong = meter.measure(context.data.train, (context.data.train_labels + 1) % 10)
+    wrong = meter.measure(train.x, {"labels": (train.cond["labels"] + 1) % 10})
     assert wrong["accuracy"] < 0.02
     # Less than half a grey level is rounded away before anything is measured.
-    near = context.data.train + 0.06 * torch.ones(1, 1, 8, 8)
-    assert meter.measure(near, context.data.train_labels) == scores
+    near = train.x + 0.06 * torch.ones(1, 1, 8, 8)
+    assert meter.measure(near, train.cond) == scores
+
+
+def test_images_that_are_all_alike_have_no_deviation(context: Context) -> None:
+    one = read_all(context.data.train, 1)
+    scores = Meter(context.data).measure(one.x.expand(30, -1, -1, -1), {"labels": one.cond["labels"].expand(30)})
+    assert scores["deviation"] == 0
 
 
 def test_images_that_are_not_finite_are_a_users_error(context: Context) -> None:
@@ -124,33 +137,31 @@ def test_images_that_are_not_finite_are_a_users_error(context: Context) -> None:
 
     settings = EvaluationSettings(samples=20, timing_repeats=1)
     with pytest.raises(UserError, match=r"^trajectory, 1 step\(s\): .*finite"):
-        evaluate(settings, context.data, {"trajectory": Broken()}, context.device, seed=0)
+        evaluate(settings, context, {"trajectory": Broken()})
 
 
 def test_time_is_the_median_of_the_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 22.0])
-    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: next(clock))
-    images, seconds = evaluation._timed(lambda: torch.ones(1), 3, torch.device("cpu"))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    images, seconds = measure._timed(lambda: torch.ones(1), 3, torch.device("cpu"))
     assert seconds == 2.0
     assert torch.equal(images, torch.ones(1))
 
 
+#: What the report needs to know beside the rows.
+FACTS = {
+    "seed": 3,
+    "training_seconds": {"teacher": 1.5},
+    "torch": "2.13",
+    "device": "cpu",
+    "threads": 1,
+    "guidance_scale": 1.0,
+}
+
+
 def test_the_table_says_what_the_rows_say() -> None:
-    row = Row(
-        name="teacher",
-        steps=50,
-        calls=100,
-        samples=1_437,
-        fd=7.256,
-        kid=0.01234,
-        precision=0.5,
-        recall=0.25,
-        accuracy=1.0,
-        nearest=2.5,
-        images_per_second=12_345.6,
-    )
-    data = dataclasses.replace(row, name="held-out data", steps=0, calls=0, images_per_second=None)
-    header, first, second = format_rows([data, row], "digits").splitlines()
+    data = row("held-out data", steps=0, calls=0, images_per_second=None)
+    header, first, second = format_rows([data, row()], "digits").splitlines()
     assert header.split() == [
         *("steps", "calls", "N", "FD-digits", "KID", "prec.", "recall", "acc.", "nearest", "images/s")
     ]
@@ -162,15 +173,69 @@ def test_the_table_says_what_the_rows_say() -> None:
     assert len(header) == len(first) == len(second)
 
 
+def test_a_table_without_an_extractor_has_dashes() -> None:
+    unmeasured = dict.fromkeys(("fd", "kid", "precision", "recall", "accuracy"))
+    header, line = format_rows([row(**unmeasured)], "mine").splitlines()
+    assert line.split() == [*("teacher", "50", "100", "1437", "-", "-", "-", "-", "-", "2.50", "12,346")]
+    assert len(header) == len(line)
+
+
+def test_rows_go_to_disk_and_back(tmp_path: Path) -> None:
+    rows = [row("held-out data", images_per_second=None), row(fd=None, accuracy=None)]
+    save_rows(rows, tmp_path, FACTS)
+    assert read_results(tmp_path) == (rows, FACTS)
+
+
+def test_rows_of_the_first_format_are_read() -> None:
+    rows, facts = read_results(Path(__file__).parent / "data" / "run_of_0.1.0")
+    assert rows[0].name == "held-out data"
+    assert {one.name for one in rows[1:]} == {"teacher", "trajectory", "distribution"}
+    assert all(one.deviation is None for one in rows)
+    assert set(facts["training_seconds"]) == {"teacher", "trajectory", "distribution"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"rows": None},
+        {"rows": []},
+        {"rows": {}},
+        {"rows": 3},
+        {"rows": [None]},
+        {"rows": [{"name": "held-out data"}]},
+        {"rows": [{**vars(row("teacher"))}]},
+        {"rows": [{**vars(row("held-out data")), "fd": "7"}]},
+        {"rows": [{**vars(row("held-out data")), "nearest": None}]},
+        {"rows": [{**vars(row("held-out data")), "steps": True}]},
+        {"rows": [{**vars(row("held-out data")), "steps": [1]}]},
+        {"rows": [vars(row("held-out data")), {**vars(row()), "name": 7}]},
+        {"training_seconds": None},
+        {"training_seconds": 4},
+        {"training_seconds": {"teacher": "long"}},
+        {"threads": None},
+        {"device": 0},
+        {"guidance_scale": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_damaged_evaluation_is_one_line(damage: dict[str, Any], tmp_path: Path) -> None:
+    facts: dict[str, Any] = {**FACTS, "rows": [vars(row("held-out data"))]}
+    (tmp_path / "evaluation.json").write_text(json.dumps(facts))
+    assert read_results(tmp_path)[1] == FACTS
+    (tmp_path / "evaluation.json").write_text(json.dumps({**facts, **damage}))
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged; run: hdistill evaluate"):
+        read_results(tmp_path)
+
+
 def test_a_runs_evaluation_is_on_disk(finished: Path) -> None:
     results = json.loads((finished / "evaluation.json").read_text())
-    rows = [(row["name"], row["steps"]) for row in results["rows"]]
+    rows = [(one["name"], one["steps"]) for one in results["rows"]]
     assert rows == [
         ("held-out data", 0),
         *(("teacher", 1), ("teacher", 3), ("teacher", 8), ("trajectory", 1), ("distribution", 1)),
     ]
-    assert all(row["images_per_second"] > 0 for row in results["rows"][1:])
-    assert all(row["samples"] == 60 for row in results["rows"][1:])
+    assert all(one["images_per_second"] > 0 for one in results["rows"][1:])
+    assert all(one["samples"] == 60 for one in results["rows"][1:])
     # A result row records what it depends on.
     assert {"recipe", "seed", "data", "torch", "device", "machine", "guidance_scale"} <= results.keys()
     assert set(results["training_seconds"]) == {"teacher", "trajectory", "distribution"}
@@ -179,69 +244,81 @@ def test_a_runs_evaluation_is_on_disk(finished: Path) -> None:
 # ---- hdistill sample
 
 
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("L"))
-
-
 def cells(path: Path, count: int) -> list[np.ndarray]:
     """The images of a grid, ten in a row, each 8 pixels enlarged by 4 with a gap of 4."""
-    grid = pixels(path)
+    with Image.open(path) as picture:
+        grid = np.asarray(picture.convert("L"))
     corners = [(index // 10 * 36 + 4, index % 10 * 36 + 4) for index in range(count)]
     return [grid[top : top + 32, left : left + 32] for top, left in corners]
 
 
-@pytest.fixture
-def draw(hdistill: Callable[..., Any], finished: Path, tmp_path: Path) -> Callable[..., list[np.ndarray]]:
-    """``draw(stage, count, *arguments)``: the command's images."""
-
-    def run(stage: str, count: int, *arguments: object) -> list[np.ndarray]:
-        out = tmp_path / "picture.png"
-        answer = hdistill("sample", finished / stage, "--count", count, "--out", out, *arguments)
-        assert answer.code == 0, answer.err
-        assert answer.out == f"Wrote {out}: {count} images\n"
-        return cells(out, count)
-
-    return run
+def drawn(folder: Path, out: Path, count: int, *arguments: object) -> list[np.ndarray]:
+    """The images that the command draws with a folder's weights."""
+    answer = hdistill("sample", folder, "--count", count, "--out", out, *arguments)
+    assert answer.code == 0, answer.err
+    assert answer.out == f"Wrote {out}: {count} images\n"
+    return cells(out, count)
 
 
-def test_image_i_of_a_seed_does_not_depend_on_the_count(draw: Callable[..., list[np.ndarray]]) -> None:
-    few, many = draw("distribution", 7), draw("distribution", 23)
+def equal(a: list[np.ndarray], b: list[np.ndarray]) -> list[bool]:
+    """Image by image."""
+    return [bool((one == other).all()) for one, other in zip(a, b, strict=True)]
+
+
+def strengthen(module: Any) -> None:
+    """Make a network mind its label: after a few steps of training, all classes look alike."""
+    with torch.no_grad():
+        module.label_embed.weight.mul_(30)
+
+
+def test_image_i_of_a_seed_does_not_depend_on_the_count(finished: Path, tmp_path: Path) -> None:
+    stage, out = finished / "distribution", tmp_path / "picture.png"
+    few, many = drawn(stage, out, 7), drawn(stage, out, 23)
     assert len(many) == 23
     for one, other in zip(few, many, strict=False):
         # Batches of other sizes may round otherwise: one grey value.
         assert np.abs(one.astype(int) - other).max() <= 1
     assert np.abs(few[0].astype(int) - few[1]).max() > 20
-    assert all((a == b).all() for a, b in zip(few, draw("distribution", 7), strict=True))
-    other = draw("distribution", 7, "--seed", 1)
-    assert all((a != b).any() for a, b in zip(few, other, strict=True))
+    assert all(equal(few, drawn(stage, out, 7)))
+    assert not any(equal(few, drawn(stage, out, 7, "--seed", 1)))
 
 
-def test_labels_go_round(draw: Callable[..., list[np.ndarray]], network: nn.Module, tmp_path: Path) -> None:
+def test_labels_go_round(network: nn.Module, tmp_path: Path) -> None:
+    strengthen(network)
+    folder, out = hd_zoo.save_pretrained(network, tmp_path / "teacher"), tmp_path / "picture.png"
+    turns = drawn(folder, out, 6, "--labels", "3", "7", "--steps", "2")
+    threes = drawn(folder, out, 6, "--labels", "3", "--steps", "2")
+    assert equal(turns, threes) == [True, False] * 3
+
+
+def test_steps_reach_the_sampler(network: nn.Module, tmp_path: Path) -> None:
+    strengthen(network)
+    student: Any = hd_zoo.to_student(network)
     with torch.no_grad():
-        network.label_embed.weight.mul_(30)
-    folder = hd_zoo.save_pretrained(network, tmp_path / "teacher")
-    turns = draw(folder, 6, "--labels", "3", "7", "--steps", "2")
-    threes = draw(folder, 6, "--labels", "3", "--steps", "2")
-    assert [bool((a == b).all()) for a, b in zip(turns, threes, strict=True)] == [True, False] * 3
-
-
-def test_steps_and_guidance_reach_the_sampler(
-    draw: Callable[..., list[np.ndarray]], network: nn.Module, tmp_path: Path
-) -> None:
-    # Networks that mind every input: after a few steps of training, two kinds of sampling look alike.
-    student = hd_zoo.to_student(network)
-    with torch.no_grad():
-        for module in (network.label_embed, student.label_embed):
-            module.weight.mul_(30)
         student.interval_embed.mlp[2].weight.normal_()
-    folders = {
-        "50": hd_zoo.save_pretrained(network, tmp_path / "teacher"),
-        "1": hd_zoo.save_pretrained(student, tmp_path / "student"),
-    }
-    for plain, folder in folders.items():
-        default = draw(folder, 4)
-        assert all((a == b).all() for a, b in zip(default, draw(folder, 4, "--steps", plain), strict=True))
-        assert all((a != b).any() for a, b in zip(default, draw(folder, 4, "--steps", "3"), strict=True))
-    guided = draw(folders["50"], 4, "--guidance-scale", "8")
-    assert all((a != b).any() for a, b in zip(draw(folders["50"], 4), guided, strict=True))
+    out = tmp_path / "picture.png"
+    for module, plain in ((network, "50"), (student, "1")):
+        folder = hd_zoo.save_pretrained(module, tmp_path / f"takes {plain}")
+        default = drawn(folder, out, 4)
+        assert all(equal(default, drawn(folder, out, 4, "--steps", plain)))
+        assert not any(equal(default, drawn(folder, out, 4, "--steps", "3")))
+
+
+def test_guidance_reaches_the_sampler(network: nn.Module, tmp_path: Path) -> None:
+    strengthen(network)
+    folder, out = hd_zoo.save_pretrained(network, tmp_path / "teacher"), tmp_path / "picture.png"
+    assert not any(equal(drawn(folder, out, 4), drawn(folder, out, 4, "--guidance-scale", "8")))
+
+
+def test_of_a_run_its_last_stage_is_sampled(finished: Path, tmp_path: Path) -> None:
+    out, copy = tmp_path / "picture.png", tmp_path / "copy"
+    assert all(equal(drawn(finished, out, 4), drawn(finished / "distribution", out, 4)))
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "distribution")
+    assert all(equal(drawn(copy, out, 4), drawn(finished / "trajectory", out, 4)))
+    shutil.rmtree(copy / "trajectory")
+    assert all(equal(drawn(copy, out, 4), drawn(finished / "teacher", out, 4)))
+    shutil.rmtree(copy / "teacher")
+    answer = hdistill("sample", copy, "--out", out)
+    assert answer.code == 2
+    assert "no trained stage in" in answer.line

@@ -1,7 +1,8 @@
-"""Distances against closed forms, brute force and scipy; the metric network as it is shipped."""
+"""Distances against closed forms, brute force and scipy; the extractor as it is shipped."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from importlib import resources
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hd_trainer.data import load_digits, read_all
+from hd_trainer.evaluation import extractors
+from hd_trainer.evaluation.distances import frechet_distance, kernel_distance, precision_recall
+from hd_trainer.evaluation.extractors import extract, extractor_for, load_digits_classifier
 from hd_trainer.images import quantise
-from hd_trainer.metrics import network as metric
-from hd_trainer.metrics.distances import frechet_distance, kernel_distance, precision_recall
-from hd_trainer.metrics.network import extract, load_metric_network
 
 
 def normal(count: int, width: int, seed: int) -> Tensor:
@@ -147,28 +149,36 @@ def test_precision_needs_more_than_k_samples() -> None:
         precision_recall(normal(20, 2, 0), normal(3, 2, 1))
 
 
-def test_the_metric_network_knows_the_held_out_digits(digits_data: Any) -> None:
-    network = load_metric_network()
-    features, logits = extract(network, digits_data.held_out, batch=37)
-    accuracy = (logits.argmax(1) == digits_data.held_out_labels).float().mean().item()
+def test_the_extractor_knows_the_held_out_digits() -> None:
+    network, held_out = load_digits_classifier(), read_all(load_digits().held_out)
+    features, logits = extract(network, held_out.x, batch=37)
+    accuracy = (logits.argmax(1) == held_out.cond["labels"]).float().mean().item()
     assert accuracy > 0.98
     noted = json.loads((resources.files("hd_trainer") / "weights/digits_metric.json").read_text())
     assert accuracy == pytest.approx(noted["accuracy"]["held_out"], abs=3e-3)
-    assert features.shape == (360, metric.FEATURES)
-    whole = network(digits_data.held_out)[0]
+    assert features.shape == (360, extractors.FEATURES)
+    whole = network(held_out.x)[0]
     torch.testing.assert_close(features, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_the_metric_network_is_small_frozen_and_shipped() -> None:
+def test_the_extractor_is_small_frozen_and_shipped() -> None:
     weights = resources.files("hd_trainer") / "weights/digits_metric.safetensors"
     assert len(weights.read_bytes()) < 1_000_000
-    network = load_metric_network()
+    network = load_digits_classifier()
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_digits_have_an_extractor_and_other_data_has_none() -> None:
+    digits = load_digits()
+    assert extractor_for(digits) is not None
+    assert extractor_for(dataclasses.replace(digits, name="other")) is None
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
-def test_damaged_metric_weights_are_refused(damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_damaged_weights_of_the_extractor_are_refused(
+    damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     shipped = resources.files("hd_trainer") / "weights"
     (tmp_path / "weights").mkdir()
     content = bytearray((shipped / "digits_metric.safetensors").read_bytes())
@@ -179,13 +189,14 @@ def test_damaged_metric_weights_are_refused(damage: str, monkeypatch: pytest.Mon
     (tmp_path / "weights/digits_metric.safetensors").write_bytes(content)
     facts = (shipped / "digits_metric.json").read_bytes()
     (tmp_path / "weights/digits_metric.json").write_bytes(facts)
-    monkeypatch.setattr(metric, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    monkeypatch.setattr(extractors, "resources", SimpleNamespace(files=lambda _: tmp_path))
     with pytest.raises(RuntimeError, match=r"damaged.*reinstall"):
-        load_metric_network()
+        load_digits_classifier()
 
 
-def test_pixels_are_rounded_to_storable_levels(digits_data: Any) -> None:
-    assert torch.equal(quantise(digits_data.train, 17), digits_data.train)
+def test_pixels_are_rounded_to_storable_levels() -> None:
+    train = read_all(load_digits().train).x
+    assert torch.equal(quantise(train, 17), train)
     values = quantise(torch.linspace(-3, 3, 5_001), 17)
     assert torch.equal(values.unique(), torch.linspace(-1, 1, 17))
     assert quantise(torch.tensor([0.06, 0.07]), 17).tolist() == [0.0, 0.125]

@@ -88,10 +88,15 @@ def test_a_turn_leaves_every_switch_as_it_was_even_after_an_error() -> None:
     mine[0].bias.requires_grad_(False)
     other[2].weight.requires_grad_(False)
     before = [parameter.requires_grad for module in (mine, other) for parameter in module.parameters()]
-    with pytest.raises(RuntimeError, match="inside"), turn_of(mine, [other]):
-        assert all(parameter.requires_grad for parameter in mine.parameters())
-        assert not any(parameter.requires_grad for parameter in other.parameters())
-        raise RuntimeError("inside")
+
+    def fail() -> None:
+        with turn_of(mine, [other]):
+            assert all(parameter.requires_grad for parameter in mine.parameters())
+            assert not any(parameter.requires_grad for parameter in other.parameters())
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert [parameter.requires_grad for module in (mine, other) for parameter in module.parameters()] == before
 
 

@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,21 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from trainer_helpers import hdistill, row
 
-import hd_zoo
-from hd_trainer import load_recipe
-from hd_trainer.errors import UserError
+from hd_dmd import UniformLevels
+from hd_trainer import Settings, UserError, load_recipe
+from hd_trainer.evaluation import Row
 from hd_trainer.files import read_records
+from hd_trainer.networks import is_student, read_network, sampler
+from hd_trainer.pipeline import context_of
+from hd_trainer.report import page as report_page
 from hd_trainer.report.figures import CURVES
-from hd_trainer.report.page import command_line, summarise
-from hd_trainer.run import read_settings
-from hd_trainer.stages.critic import save_discriminator, seeded_discriminator
+from hd_trainer.report.page import command_line
+from hd_trainer.report.summary import final_accuracy, summarise, warnings
+from hd_trainer.run_folder import read_settings
+from hd_trainer.stages.discriminator import prepare_judge, save_discriminator
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -72,15 +77,18 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text(finished: Path) -> str:
+    """The finished run's page."""
     return (finished / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def page(text: str) -> Page:
+    """The same, taken apart."""
     return Page(text)
 
 
 def picture(attributes: dict[str, Any]) -> Image.Image:
+    """The picture inside an <img>."""
     return Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
 
 
@@ -104,13 +112,38 @@ def test_nothing_is_loaded_from_outside(page: Page, text: str) -> None:
 
 def test_the_three_stages_are_shown_from_one_noise(page: Page) -> None:
     images = {attributes["alt"]: picture(attributes) for attributes in page.named("img")}
-    names = ("teacher samples", "stage 1 samples", "stage 2 samples")
+    names = ("teacher, samples", "stage 1, trajectory, samples", "stage 2, distribution, samples")
     assert {*names, "nearest training images"} <= images.keys()
     sizes = {images[name].size for name in names}
     assert len(sizes) == 1
     assert len({images[name].tobytes() for name in names}) == 3
     for image in images.values():
-        assert len(image.convert("L").getcolors(10_000)) > 5
+        colors = image.convert("L").getcolors(10_000)
+        assert colors is not None
+        assert len(colors) > 5
+
+
+def test_pictures_and_title_name_the_same_steps(text: str) -> None:
+    titles = re.findall(r"<title>(.*?)</title>|<h1>(.*?)</h1>", text)
+    assert [one or other for one, other in titles] == ["digits: 8 steps to one step"] * 2
+    captions = re.findall(r"<figcaption><b>(?:Teacher|Stage \d, \w+)</b>: (.*?)</figcaption>", text)
+    assert captions == ["8 steps", "one step", "one step"]
+    assert "images per second of the teacher<br>in 8 steps" in text
+
+
+def test_the_pictures_are_drawn_in_the_steps_of_their_captions(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    drawn: list[tuple[bool, int]] = []
+
+    def noting(network: nn.Module, steps: int, *rest: Any) -> Any:
+        drawn.append((is_student(network), steps))
+        return sampler(network, steps, *rest)
+
+    monkeypatch.setattr(report_page, "sampler", noting)
+    assert hdistill("report", copy).code == 0
+    assert drawn == [(False, 8), (True, 1), (True, 1)]
 
 
 def test_the_table_has_every_row(page: Page, finished: Path) -> None:
@@ -118,14 +151,14 @@ def test_the_table_has_every_row(page: Page, finished: Path) -> None:
     header, *lines = page.cells
     assert header[4] == "FD-digits"
     assert len(lines) == len(rows) == 6
-    for line, row in zip(lines, rows, strict=True):
-        assert row["name"] in line[0]
-        assert line[1:3] == [str(row["steps"] or ""), str(row["calls"] or "")]
+    for line, one in zip(lines, rows, strict=True):
+        assert one["name"] in line[0]
+        assert line[1:3] == [str(one["steps"] or ""), str(one["calls"] or "")]
         assert line[4:8] == [
-            f"{row['fd']:.2f}",
-            f"{row['kid']:.3f}",
-            f"{row['precision']:.3f}",
-            f"{row['recall']:.3f}",
+            f"{one['fd']:.2f}",
+            f"{one['kid']:.3f}",
+            f"{one['precision']:.3f}",
+            f"{one['recall']:.3f}",
         ]
     assert "held-out" in lines[0][0]
 
@@ -151,32 +184,34 @@ def test_the_token_weights_are_shown_per_layer(page: Page, finished: Path) -> No
 @pytest.mark.parametrize(
     "variant",
     [
-        {"pooling": "attention", "merge": "concatenate", "heads": 4},
-        {"pooling": "scorer", "weighed": "logits"},
+        {"pooling": "attention", "merge": "concatenate", "num_heads": 4},
+        {"pooling": "scorer", "pool_over": "logits"},
     ],
+    ids=str,
 )
-def test_token_weights_of_every_kind_are_drawn(
-    variant: dict[str, Any], finished: Path, tmp_path: Path, hdistill: Callable[..., Any]
-) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
-    settings = dataclasses.replace(read_settings(copy).distribution.adversary, **variant)
-    width = hd_zoo.from_pretrained(copy / "teacher").arguments["width"]
-    discriminator = seeded_discriminator(settings, [width] * len(settings.layers), 0)
+def test_token_weights_of_every_kind_are_drawn(variant: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    settings = read_settings(copy)
+    own = settings.distribution.discriminator
+    own = dataclasses.replace(own, network=dataclasses.replace(own.network, **variant))
+    context = context_of(settings)
+    judge = prepare_judge(own, context, read_network(copy / "teacher", context.device))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in discriminator.parameters():
+        for parameter in judge.discriminator.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator))
-    save_discriminator(discriminator, settings, copy / "distribution")
+    save_discriminator(judge, copy / "distribution")
     assert hdistill("report", copy).code == 0
     page = Page((copy / "report.html").read_text(encoding="utf-8"))
     for kind in ("real", "generated"):
         drawn = [picture(a) for a in page.named("img") if a["alt"] == f"weights on {kind} images"]
-        assert len(drawn) == len(settings.layers)
+        assert len(drawn) == len(own.layers)
         # Below the images lie the weights: not all alike once the head is no longer fresh.
         for image in drawn:
             width, height = image.size
-            assert len(image.crop((0, height // 2 + 4, width, height)).getcolors(100_000)) > 5
+            colors = image.crop((0, height // 2 + 4, width, height)).getcolors(100_000)
+            assert colors is not None
+            assert len(colors) > 5
 
 
 def test_the_page_says_what_its_numbers_are(text: str) -> None:
@@ -185,15 +220,13 @@ def test_the_page_says_what_its_numbers_are(text: str) -> None:
     assert "floor of real against real" in words
 
 
-def test_the_settings_stand_in_the_page(text: str, finished: Path) -> None:
-    assert '"trajectory"' in text or "&#34;trajectory&#34;" in text
-    for name in ("endpoint_share", "student_every", "time_scale"):
+def test_the_settings_stand_in_the_page(text: str) -> None:
+    for name in ("trajectory", "endpoint_share", "student_update_every", "time_scale"):
         assert name in text
 
 
-def test_a_report_can_be_written_again(finished: Path, tmp_path: Path, hdistill: Callable[..., Any]) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
+def test_a_report_can_be_written_again(finished: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     (copy / "report.html").unlink()
     answer = hdistill("report", copy)
     assert (answer.code, answer.out) == (0, f"Wrote {copy / 'report.html'}\n")
@@ -205,15 +238,12 @@ def test_a_report_can_be_written_again(finished: Path, tmp_path: Path, hdistill:
     ("missing", "message"),
     [
         ("evaluation.json", "is not evaluated yet; run: hdistill evaluate"),
-        ("distribution/config.json", "no config.json in"),
+        ("distribution/model.safetensors", "no model.safetensors in"),
         ("recipe.json", "is not a run's folder"),
     ],
 )
-def test_an_unfinished_run_is_one_line(
-    missing: str, message: str, finished: Path, tmp_path: Path, hdistill: Callable[..., Any]
-) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
+def test_an_unfinished_run_is_one_line(missing: str, message: str, finished: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     (copy / "report.html").unlink()
     (copy / missing).unlink()
     answer = hdistill("report", copy)
@@ -222,39 +252,160 @@ def test_an_unfinished_run_is_one_line(
     assert not (copy / "report.html").exists()
 
 
+def test_a_run_that_was_evaluated_before_a_stage_was_lost_is_one_line(finished: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (copy / "report.html").unlink()
+    shutil.rmtree(copy / "distribution")
+    answer = hdistill("report", copy)
+    assert answer.code == 2
+    assert "distribution" in answer.line
+    assert "hdistill evaluate" in answer.line
+    assert not (copy / "report.html").exists()
+
+
+def test_a_damaged_evaluation_is_one_line(finished: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (copy / "evaluation.json").write_text("{}")
+    answer = hdistill("report", copy)
+    assert answer.code == 2
+    assert "evaluation.json is damaged; run: hdistill evaluate" in answer.line
+
+
+def with_network(settings: Settings, **changes: Any) -> Settings:
+    """The settings with the discriminator's network changed."""
+    own = settings.distribution.discriminator
+    own = dataclasses.replace(own, network=dataclasses.replace(own.network, **changes))
+    return dataclasses.replace(settings, distribution=dataclasses.replace(settings.distribution, discriminator=own))
+
+
 def test_the_command_on_the_page_makes_the_run() -> None:
     full, small = load_recipe("digits"), load_recipe("digits", smoke=True)
-    assert command_line(full) == "hdistill run digits"
-    assert command_line(small) == "hdistill run digits --smoke"
-    adversary = dataclasses.replace(full.distribution.adversary, pooling="mean", levels=(0.1, 0.5))
-    changed = dataclasses.replace(
-        full, seed=3, distribution=dataclasses.replace(full.distribution, adversary=adversary)
-    )
-    flags = "--seed 3 --distribution.adversary.pooling mean --distribution.adversary.levels 0.1 0.5"
-    assert command_line(changed) == f"hdistill run digits {flags}"
-    adversary = dataclasses.replace(full.distribution.adversary, pooling="scorer", merge="concatenate", heads=4)
-    changed = dataclasses.replace(full, distribution=dataclasses.replace(full.distribution, adversary=adversary))
-    flags = [f"--distribution.adversary.{flag}" for flag in ("pooling scorer", "merge concatenate", "heads 4")]
-    assert sorted(command_line(changed).split(" --")[1:]) == sorted(flag[2:] for flag in flags)
+    assert command_line(full, {}) == "hdistill run digits"
+    assert command_line(small, {}) == "hdistill run digits --smoke"
+    own = dataclasses.replace(full.distribution.discriminator, noise_levels=UniformLevels(low=0.1, high=0.5))
+    changed = dataclasses.replace(full, distribution=dataclasses.replace(full.distribution, discriminator=own), seed=3)
+    levels = "--distribution.discriminator.noise-levels"
+    assert command_line(changed, {}) == f"hdistill run digits --seed 3 {levels}.low 0.1 {levels}.high 0.5"
 
 
-def test_the_summary_takes_the_most_steps_of_the_teacher_and_the_fewest_of_students() -> None:
-    def row(name: str, steps: int) -> dict[str, Any]:
-        return {"name": name, "steps": steps, "recall": 0.5 + steps / 100, "images_per_second": 100.0 / steps}
-
-    rows = [row("teacher", 4), row("teacher", 20), row("teacher", 1)]
-    rows += [row(name, steps) for name in ("trajectory", "distribution") for steps in (4, 1)]
-    found = summarise(rows)
-    assert [found[name]["steps"] for name in ("teacher", "trajectory", "distribution")] == [20, 1, 1]
-    assert found["speed_ratio"] == pytest.approx(20)
-    assert found["recall_ratio"] == pytest.approx(0.51 / 0.7)
-    with pytest.raises(UserError, match="no row for distribution"):
-        summarise(rows[:5])
+def test_the_discriminators_network_has_its_flags_beside_the_discriminators_own() -> None:
+    changed = with_network(load_recipe("digits"), pooling="scorer", merge="concatenate", num_heads=4)
+    flags = [f"distribution.discriminator.{flag}" for flag in ("pooling scorer", "merge concatenate", "num-heads 4")]
+    assert sorted(command_line(changed, {}).split(" --")[1:]) == sorted(flags)
 
 
-def test_a_damaged_evaluation_is_one_line(finished: Path, tmp_path: Path, hdistill: Callable[..., Any]) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "evaluation.json").write_text("{}")
-    result = hdistill("report", tmp_path / "run")
-    assert result.code == 2
-    assert "evaluation.json is damaged; run: hdistill evaluate" in result.err
+def test_weights_that_were_brought_stand_in_the_command() -> None:
+    brought = {"teacher": Path("a/teacher"), "student": Path("a/trajectory")}
+    expected = "hdistill run digits --teacher-weights a/teacher --student-weights a/trajectory"
+    assert command_line(load_recipe("digits"), brought) == expected
+
+
+# ---- the headline, on synthetic tables
+
+FLOOR = row("held-out data", steps=0, calls=0, fd=0.9, recall=0.9, deviation=0.5, images_per_second=None)
+
+
+def healthy() -> list[Row]:
+    """A table as a good run has it: the teacher is at its best with four steps."""
+    return [
+        FLOOR,
+        row("teacher", steps=4, fd=2.0, recall=0.8, deviation=0.48, images_per_second=500.0),
+        row("teacher", steps=250, fd=2.5, recall=0.7, deviation=0.47, images_per_second=10.0),
+        row("teacher", steps=1, fd=60.0, recall=0.0, deviation=0.1, images_per_second=2_000.0),
+        row("trajectory", steps=4, fd=6.0, recall=0.5, deviation=0.44, images_per_second=500.0),
+        row("trajectory", steps=1, fd=7.0, recall=0.4, deviation=0.43, images_per_second=2_000.0),
+        row("distribution", steps=1, fd=3.0, recall=0.6, deviation=0.46, images_per_second=2_000.0),
+    ]
+
+
+def test_the_headline_compares_with_the_teacher_at_its_most_steps_and_at_its_best() -> None:
+    found = summarise(healthy())
+    assert (found["teacher"].steps, found["best"].steps) == (250, 4)
+    assert [found[stage].steps for stage in ("trajectory", "distribution")] == [1, 1]
+    assert found["last"] is found["distribution"]
+    assert found["speed_ratio"] == pytest.approx(200)
+    assert found["best_speed_ratio"] == pytest.approx(4)
+
+
+def test_without_stage_2_the_headline_is_stage_1s() -> None:
+    found = summarise(healthy()[:-1])
+    assert found["distribution"] is None
+    assert found["last"] is found["trajectory"]
+
+
+def test_without_a_distance_the_best_row_is_the_one_with_most_steps() -> None:
+    found = summarise([dataclasses.replace(one, fd=None) for one in healthy()])
+    assert found["best"] is found["teacher"]
+    assert found["teacher"].steps == 250
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("teacher", "no row for teacher"), ("student", "no row for trajectory, distribution")]
+)
+def test_a_table_without_a_comparison_is_one_line(missing: str, message: str) -> None:
+    rows = [one for one in healthy() if (one.name in ("trajectory", "distribution")) != (missing == "student")]
+    rows = [one for one in rows if missing == "student" or one.name != "teacher"]
+    with pytest.raises(UserError, match=message):
+        summarise(rows)
+
+
+def training(folder: Path, accuracies: list[float], name: str = "discriminator_accuracy") -> Path:
+    """A run's folder in which stage 2 noted how often its discriminator was right."""
+    (folder / "distribution").mkdir(parents=True)
+    lines = [json.dumps({"step": i + 1, "seconds": 1.0, name: value}) for i, value in enumerate(accuracies)]
+    (folder / "distribution" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def said(rows: list[Row], folder: Path) -> list[str]:
+    """The warnings about a table."""
+    return warnings(rows, summarise(rows), folder)
+
+
+def test_a_healthy_run_has_no_warning(tmp_path: Path) -> None:
+    # Early on the discriminator wins; what counts is the end.
+    assert said(healthy(), training(tmp_path, [1.0] * 15 + [0.8] * 5)) == []
+
+
+@pytest.mark.parametrize("stage", ["trajectory", "distribution"])
+def test_a_stage_that_has_collapsed_is_named(stage: str, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(one, deviation=0.2) if one.name == stage else one for one in healthy()]
+    (sentence,) = said(rows, tmp_path)
+    assert re.match(rf"Stage \d \({stage}\) has collapsed: its pixels vary 0\.20 .* real images 0\.50", sentence)
+
+
+@pytest.mark.parametrize("name", ["discriminator_accuracy", "told_apart"])  # today's name and the first format's
+def test_a_discriminator_that_has_won_is_named(name: str, tmp_path: Path) -> None:
+    (sentence,) = said(healthy(), training(tmp_path, [0.7] * 15 + [0.995] * 5, name))
+    assert sentence.startswith("The discriminator is right in 99.5% of the cases at the end of stage 2")
+
+
+def test_a_teacher_far_from_the_data_is_named(tmp_path: Path) -> None:
+    rows = [dataclasses.replace(one, fd=80.0) if one.name == "teacher" else one for one in healthy()]
+    (sentence,) = said(rows, tmp_path)
+    assert "its best distance is 80.00, that of held-out real data 0.90" in sentence
+
+
+def test_what_was_not_measured_gives_no_warning(tmp_path: Path) -> None:
+    rows = [dataclasses.replace(one, fd=None, deviation=None) for one in healthy()]
+    assert said(rows, tmp_path) == []
+    assert final_accuracy(tmp_path) is None
+
+
+def test_the_smoke_run_does_not_boast(text: str) -> None:
+    """Its teacher has learnt nothing: the page says so above any number."""
+    warning = text.index("The teacher is far from the data")
+    assert warning < text.index('<div class="numbers">')
+
+
+# ---- runs of the first format
+
+
+def test_a_run_of_the_first_format_is_reported(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(Path(__file__).parent / "data" / "run_of_0.1.0", tmp_path / "copy"))
+    answer = hdistill("report", copy)
+    assert answer.code == 0, answer.err
+    page = Page((copy / "report.html").read_text(encoding="utf-8"))
+    assert "Where the discriminator looks" in page.headings
+    # All curves are found under their old names.
+    assert len(page.named("svg")) == len(CURVES) + 1

@@ -10,15 +10,15 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from trainer_helpers import tiny_settings
 
 import hd_awd
 from hd_awd import DiscriminatorConfig
-from hd_dmd import UniformLevels
-from hd_meanflow import LogitNormalTimes, MeanFlowLoss
+from hd_dmd import KarrasLevels, LogitNormalLevels, UniformLevels
+from hd_meanflow import LogitNormalTimes, MeanFlowGuidance, MeanFlowLoss
 from hd_trainer import Settings, UserError, list_recipes, load_recipe
 from hd_trainer.earlier import FORMAT
 from hd_trainer.engine.loop import LoopSettings
@@ -63,6 +63,14 @@ def test_none_and_changed_values_survive(settings: Settings) -> None:
     evaluation = dataclasses.replace(settings.evaluation, samples=None, teacher_steps=(2,))
     ours = dataclasses.replace(settings, seed=9, evaluation=evaluation)
     assert through_json(ours) == ours
+
+
+@pytest.mark.parametrize("levels", [UniformLevels(high=0.7), LogitNormalLevels(), KarrasLevels()], ids=repr)
+def test_every_law_of_noise_levels_survives(levels: Any, settings: Settings) -> None:
+    distribution = dataclasses.replace(settings.distribution, noise_levels=levels, fake_score_noise_levels=levels)
+    ours = dataclasses.replace(settings, distribution=distribution)
+    assert through_json(ours) == ours
+    assert type(through_json(ours).distribution.fake_score_noise_levels) is type(levels)
 
 
 def test_the_settings_of_the_leaves_survive(settings: Settings) -> None:
@@ -259,6 +267,7 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any]]] = [
     (TeacherSettings, {"steps": 5, "times": LogitNormalTimes(interval_share=0.5)}),
     *((TrajectorySettings, {"steps": 5, "batch": 0}), (TrajectorySettings, {"steps": 5, "ema": -0.1})),
     (TrajectorySettings, {"steps": 0}),
+    (TrajectorySettings, {"steps": 5, "meanflow": MeanFlowLoss(guidance=MeanFlowGuidance())}),
     *((GuidanceSettings, {"scale": value}) for value in (-1.0, INF, NAN)),
     *((GuidanceSettings, {"interval": value}) for value in ((0.9, 0.1), (0, 1.5), (-1, 1), (0.5,), 1)),
     *((DistributionSettings, {"steps": 5, name: 0}) for name in ("student_update_every", "batch")),
@@ -368,7 +377,10 @@ OWN = [
     *(ModelSettings, LoopSettings, OptimizerSettings, GuidanceSettings, TeacherSettings, TrajectorySettings),
     *(DiscriminatorSettings, DistributionSettings, EvaluationSettings, Settings),
 ]
-HELD = [LogitNormalTimes, MeanFlowLoss, UniformLevels, DiscriminatorConfig]
+HELD = [
+    *(LogitNormalTimes, MeanFlowLoss, MeanFlowGuidance, DiscriminatorConfig),
+    *(UniformLevels, LogitNormalLevels, KarrasLevels),
+]
 
 
 def every_class(kind: type[Any]) -> Iterator[type]:
@@ -376,8 +388,10 @@ def every_class(kind: type[Any]) -> Iterator[type]:
     yield kind
     hints = get_type_hints(kind)
     for entry in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[entry.name]):
-            yield from every_class(hints[entry.name])
+        # A choice of several classes of settings counts as all of them.
+        for one in (hints[entry.name], *get_args(hints[entry.name])):
+            if isinstance(one, type) and dataclasses.is_dataclass(one):
+                yield from every_class(one)
 
 
 def test_the_settings_are_made_of_ours_and_the_leaves() -> None:

@@ -18,6 +18,7 @@ from hd_dmd import UniformLevels
 from hd_meanflow import LogitNormalTimes, MeanFlowLoss
 from hd_trainer import Settings, UserError
 from hd_trainer.context import Context
+from hd_trainer.data import Dataset, InMemory
 from hd_trainer.engine.loop import Task
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings, turn_of
 from hd_trainer.networks import GuidanceSettings, guided, load_network
@@ -29,6 +30,7 @@ from hd_trainer.stages.discriminator import (
     save_discriminator,
 )
 from hd_trainer.stages.distribution import Networks, student_step
+from hd_trainer.stages.teacher import without
 
 BOTH = ("blocks.0", "blocks.1")
 OFF = DiscriminatorSettings(layers=("blocks.0",), gan_weight=0.0)
@@ -232,6 +234,19 @@ def test_dropped_labels_train_the_null_class_alone(
         task.step(index)
     rows = (module.label_embed.weight != before).any(dim=1).nonzero()[:, 0].tolist()
     assert set(rows) == moved
+
+
+def test_every_condition_is_dropped_to_what_stands_for_none(context: Context) -> None:
+    """The contract knows no labels: a condition is whatever the batch carries."""
+    x = torch.linspace(-1, 1, 20).reshape(5, 1, 2, 2)
+    split = InMemory(x=x, conditions={"text": torch.arange(30.0).reshape(5, 3, 2), "size": torch.arange(5) + 1})
+    null = {"text": torch.tensor([-1.0, -2.0]), "size": 0}
+    own = dataclasses.replace(context, data=Dataset(name="mine", train=split, held_out=split, null=null))
+    dropped = torch.tensor([True, False, False, True, False])
+    found = without(split.read(torch.arange(5)), dropped, own)
+    assert found["size"].tolist() == [0, 2, 3, 0, 5]
+    assert found["text"][0].tolist() == found["text"][3].tolist() == [[-1, -2]] * 3
+    assert torch.equal(found["text"][[1, 2, 4]], split.conditions["text"][[1, 2, 4]])
 
 
 # ---- stage 1

@@ -21,7 +21,7 @@ from hd_trainer.cli import main
 from hd_trainer.context import Context
 from hd_trainer.engine.loop import LoopSettings, Task
 from hd_trainer.engine.optimizer import OptimizerSettings
-from hd_trainer.evaluation import EvaluationSettings
+from hd_trainer.evaluation import EvaluationSettings, Row
 from hd_trainer.networks import ModelSettings, fresh_network
 from hd_trainer.stages import distribution, teacher, trajectory
 from hd_trainer.stages.discriminator import DiscriminatorSettings
@@ -147,3 +147,21 @@ def changed(act: Callable[[], Any], modules: dict[str, nn.Module]) -> set[str]:
     before = {name: snapshot(module) for name, module in modules.items()}
     act()
     return {name for name, module in modules.items() if not same(before[name], snapshot(module))}
+
+
+def row(name: str = "teacher", **changes: Any) -> Row:
+    """A row of the table, every entry of its kind."""
+    facts: dict[str, Any] = {
+        "steps": 50,
+        "calls": 100,
+        "samples": 1_437,
+        "fd": 7.256,
+        "kid": 0.01234,
+        "precision": 0.5,
+        "recall": 0.25,
+        "accuracy": 1.0,
+        "nearest": 2.5,
+        "deviation": 0.6,
+        "images_per_second": 12_345.6,
+    }
+    return Row(name=name, **{**facts, **changes})

@@ -436,7 +436,7 @@ def test_a_converted_network_on_disk(kind: str, teacher: Any, tmp_path: Path) ->
     assert torch.equal(found(x, t, r, labels=labels), field.eval()(x, t, r, labels=labels))
     assert found.state_dict().keys() == field.state_dict().keys()
     config = read_config(tmp_path)
-    assert config["format"] == "hd-zoo/2"
+    assert config["format"] == "hd-zoo/3"
     assert config["metadata"] == {"step": 3}
     one, other = field, found
     for entry in config["converters"]:
@@ -447,14 +447,20 @@ def test_a_converted_network_on_disk(kind: str, teacher: Any, tmp_path: Path) ->
     assert other.arguments == one.arguments
 
 
-def test_without_a_converter_the_first_format_is_written(teacher: Any, tmp_path: Path) -> None:
+def test_without_a_converter_none_is_written(teacher: Any, tmp_path: Path) -> None:
     config = read_config(save_pretrained(teacher, tmp_path))
-    assert config["format"] == "hd-zoo/1"
     assert "converters" not in config
     save_pretrained(ReversedTime(teacher), tmp_path)
     save_pretrained(teacher, tmp_path)
     assert read_config(tmp_path) == config
     assert type(from_pretrained(tmp_path)) is type(teacher)
+
+
+def test_converters_of_the_second_format_are_read(teacher: Any, tmp_path: Path) -> None:
+    save_pretrained(ReversedTime(teacher), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": "hd-zoo/2"}))
+    assert type(from_pretrained(tmp_path)) is ReversedTime
 
 
 def test_a_converter_of_somebody_elses_is_not_written(teacher: Any, tmp_path: Path) -> None:

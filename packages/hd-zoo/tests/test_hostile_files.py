@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import re
@@ -161,6 +162,40 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
 def test_names_out_of_a_file_cannot_write_to_a_terminal(tmp_path: Path) -> None:
     torch.save({"\x1b[2J\n" * 2000: torch.ones(2, dtype=torch.int64)}, tmp_path / "a.pt")
     assert "\\x1b[2J \\x1b" in refused(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "x" * 100_000},
+        {"arguments": {"x" * 100_000: 1}},
+        {"arguments": {"width": "x" * 100_000}},
+        {"arguments": {"width": 10**400}},
+        {"arguments": {"depth": 10**400}},
+        {"arguments": {"frequencies": 2**62}},
+        {"arguments": {"time_scale": 10**400}},
+        {"arguments": {"time_scale": float("nan")}},
+        {"arguments": {"r_embedding": "\x1b[2J" * 10_000}},
+        {"converters": [{"name": "diffused_noise", "arguments": {"steps": 10**9}}]},
+        {"converters": [{"name": "x" * 100_000, "arguments": {}}]},
+        {"converters": [{"name": "reversed_time", "arguments": {"x" * 100_000: 1}}]},
+        {"converters": [{"name": ["reversed_time"], "arguments": {}}]},
+        {"converters": [{"name": "reversed_time", "arguments": [1]}]},
+        {"converters": ["reversed_time"]},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_settings_in_a_configuration_end_in_one_short_line(change: dict[str, Any], tmp_path: Path) -> None:
+    from hd_zoo import create_model, from_pretrained, save_pretrained
+
+    config = json.loads(
+        (save_pretrained(create_model("mlp_2d", width=4, depth=1), tmp_path) / "config.json").read_text()
+    )
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=r"\.json|\.safetensors") as caught:
+        from_pretrained(tmp_path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 350 + len(str(tmp_path))
 
 
 def test_a_folder(tmp_path: Path) -> None:

@@ -123,9 +123,10 @@ def test_a_wrapper_of_something_else_is_refused(tmp_path: Path) -> None:
         save_pretrained(torch.compile(nn.Linear(2, 2)), tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_not_written(bad: float, tmp_path: Path) -> None:
-    student = make_student()
+def test_weights_that_are_not_finite_are_not_written(bad: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    student = make_student().to(dtype)
     with torch.no_grad():
         student.blocks[1].attn.proj.bias[2:4] = bad
     with pytest.raises(ValueError, match=r"not finite: blocks\.1\.attn\.proj\.bias has 2 of 16 NaN or inf"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo_helpers import GAUSSIAN, column, randomised
 
 from hd_zoo import DiffusedNoise, create_model, from_pretrained, sample_ode, save_pretrained, to_student
-from hd_zoo.convert import alphas_cumprod
+from hd_zoo.wrappers.convert import alphas_cumprod
 
 NAMED: dict[str, dict[str, Any]] = {
     "linear": {"steps": 100, "beta_end": 0.1},

@@ -142,7 +142,6 @@ def test_all_traffic_of_a_batch_that_fills_the_device(dtype: torch.dtype, monkey
     ids=str,
 )
 def test_the_count_by_formula(
-    move: Any,
     dtype: torch.dtype,
     sizes: tuple[int, int, int, int],
     passes: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The installed command: :func:`main` in a process of its own, whose last lines nothing interrupts."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder above may be named in other bytes than UTF-8
     with signals.listening():
         code = main()
         signals.ignore_from_now_on()
@@ -83,6 +86,9 @@ def _answer(arguments: list[str]) -> tuple[int, str]:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    for argument in arguments:
+        if not _is_utf8(argument):  # safetensors and JSON could not name such a file
+            raise UserError(f"arguments must be UTF-8; got {argument!a}")
     commands: dict[str, Callable[[list[str]], None]] = {
         "run": _run,
         "train": _train,
@@ -164,6 +170,14 @@ def _complain(message: str) -> None:
     line = " ".join(message.split())
     with contextlib.suppress(OSError):  # stderr may go to the very disk that is full
         print(f"hdistill: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _print_usage(command: str) -> None:

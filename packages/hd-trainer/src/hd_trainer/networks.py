@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,9 @@ def fresh_network(model: ModelSettings, context: Context) -> nn.Module:
             )
         except ValueError as error:
             raise UserError(f"model: {error}") from error
-    return network.to(context.device)
+    network = network.to(context.device)
+    _try(network, context.data, context.device, f"model {model.name}")
+    return network
 
 
 def read_network(folder: Path, device: torch.device) -> nn.Module:
@@ -114,7 +116,26 @@ def load_network(folder: Path, data: Dataset, device: torch.device) -> nn.Module
             f"the network in {folder} is for samples {tuple(network.sample_shape)} of {network.classes} classes, "
             f"the data set {data.name!r} has {data.shape} and {len(data.classes)}"
         )
+    _try(network, data, device, f"the network in {folder}")
     return network
+
+
+@torch.no_grad()
+def _try(network: nn.Module, data: Dataset, device: torch.device, name: str) -> None:
+    """Call the network once: whether it takes the data's conditions is seen before anything is trained.
+
+    Raises:
+        UserError: if it does not.
+    """
+    batch = data.train.read(torch.zeros(1, dtype=torch.long)).to(device)
+    try:
+        network(batch.x, batch.x.new_full((1,), 0.5), **batch.cond)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        conditions = ", ".join(batch.cond) or "none"
+        raise UserError(
+            f"{name} cannot be called with the data's samples and conditions ({conditions}): {reason}"
+        ) from error
 
 
 def make_student(network: nn.Module, seed: int) -> nn.Module:
@@ -129,6 +150,11 @@ def make_student(network: nn.Module, seed: int) -> nn.Module:
 def is_student(network: nn.Module) -> bool:
     """Whether the network uses r: it answers with the mean velocity over [r, t] and is sampled by jumps."""
     return bool(getattr(network, "takes_r", False))
+
+
+def inner_layers(network: nn.Module, names: Iterable[str]) -> list[str]:
+    """Where the layers of a network are found in it, also behind a converter: one list of layers serves both."""
+    return [hd_zoo.layer_name(network, name) for name in names]
 
 
 def guided(field: nn.Module, guidance: GuidanceSettings, null: dict[str, Any]) -> nn.Module:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -91,7 +93,7 @@ def parse(kind: type[T], arguments: list[str], program: str, default: T | None =
     """
     framed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(framed):
+        with contextlib.redirect_stderr(framed), _wide(not {"-h", "--help"} & set(arguments)):
             config = (tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands)
             parsed: Any = tyro.cli(kind, args=arguments, prog=program, default=default, config=config)
             return parsed
@@ -103,6 +105,21 @@ def parse(kind: type[T], arguments: list[str], program: str, default: T | None =
         if isinstance(error, UserError):
             raise
         raise UserError(f"{error} (try {program} --help)") from error
+
+
+@contextlib.contextmanager
+def _wide(needed: bool) -> Iterator[None]:
+    """Inside, tyro breaks no line of its frame: a message that is read back must not be broken within a word."""
+    before = os.environ.get("COLUMNS")
+    if needed:
+        os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        if needed and before is None:
+            del os.environ["COLUMNS"]
+        elif needed and before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _unframed(text: str) -> str:

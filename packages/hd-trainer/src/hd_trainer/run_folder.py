@@ -68,27 +68,39 @@ def note_sources(folder: Path, sources: dict[str, Path]) -> None:
     found = {
         name: {"folder": str(source.resolve()), "sha256": weights_digest(source)} for name, source in sources.items()
     }
-    path = folder / SOURCES
-    noted = read_json(path) if path.exists() else {}
+    noted = _read_sources(folder)
     for name in found.keys() & noted.keys():
-        if not isinstance(noted[name], dict) or noted[name].get("sha256") != found[name]["sha256"]:
+        if noted[name]["sha256"] != found[name]["sha256"]:
             raise UserError(
                 f"{folder} was begun from another {name} than the one in {found[name]['folder']}; "
                 "choose another --out or remove it"
             )
-    if found.keys() - noted.keys() or not path.exists():
-        write_json(path, {**noted, **found})
+    if found.keys() - noted.keys() or not (folder / SOURCES).exists():
+        write_json(folder / SOURCES, {**noted, **found})
+
+
+def _read_sources(folder: Path) -> dict[str, dict[str, str]]:
+    """Folder and hash by name, as :func:`note_sources` wrote them; empty where there is no such file.
+
+    Raises:
+        UserError: if it is not of that form.
+    """
+    path = folder / SOURCES
+    noted = read_json(path) if path.exists() else {}
+    for name, entry in noted.items():
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("folder", "sha256")):
+            raise UserError(f"{path} does not hold folder and sha256 of {name[:60]!a}; remove it and run again")
+        try:
+            Path(entry["folder"]).is_dir()
+        except (OSError, ValueError) as error:  # too long, or no text that a file system takes
+            raise UserError(f"{path} names an impossible folder for {name[:60]!a}; remove it and run again") from error
+    return noted
 
 
 def brought(out: Path) -> dict[str, Path]:
     """The folders of weights that a run was given, by "teacher" and "student"; empty where it trained its own."""
-    noted = read_json(out / SOURCES) if (out / SOURCES).exists() else {}
-    found = {name: noted.get(name) for name in ("teacher", "student")}
-    return {
-        name: Path(entry["folder"])
-        for name, entry in found.items()
-        if isinstance(entry, dict) and isinstance(entry.get("folder"), str)
-    }
+    noted = _read_sources(out)
+    return {name: Path(noted[name]["folder"]) for name in ("teacher", "student") if name in noted}
 
 
 def stage_folders(out: Path) -> dict[str, Path]:

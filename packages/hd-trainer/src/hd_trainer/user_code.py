@@ -31,7 +31,7 @@ def load_function(text: str, default: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -50,7 +50,7 @@ def call(function: Callable[..., Any], text: str, kind: type) -> Any:
         value = function()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{text} raised {type(error).__name__}: {error}") from error
     if not isinstance(value, kind):
         raise UserError(f"{text} must return {kind.__module__}.{kind.__name__}; got {type(value).__name__}")

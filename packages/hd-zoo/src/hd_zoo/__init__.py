@@ -1,14 +1,13 @@
 """Networks, guidance, samplers and checkpoints for Hierarchical Distillation (arXiv 2511.08930)."""
 
-from hd_zoo.convert import DataPrediction, DiffusedNoise, EDMDenoiser, NoisePrediction, ReversedTime
 from hd_zoo.field import Described, Field
-from hd_zoo.guidance import Guidance
 from hd_zoo.networks.attention import attention_backend, set_attention_backend, why_not_xformers
 from hd_zoo.networks.cost import Cost, model_cost
 from hd_zoo.networks.mlp import MLPField
 from hd_zoo.networks.transformer import DiffusionTransformer
 from hd_zoo.registry import create_model, list_models
 from hd_zoo.sampling import (
+    integrate_dopri5,
     renoised_times,
     restarted_times,
     sample_ancestral,
@@ -22,7 +21,9 @@ from hd_zoo.sampling import (
 from hd_zoo.student import add_interval, to_student
 from hd_zoo.weights.folders import from_pretrained, read_config, save_pretrained
 from hd_zoo.weights.published import load_published
-from hd_zoo.wrapper import layer_name, network_inside
+from hd_zoo.wrappers.convert import DataPrediction, DiffusedNoise, EDMDenoiser, NoisePrediction, ReversedTime
+from hd_zoo.wrappers.guidance import Guidance
+from hd_zoo.wrappers.wrapper import layer_name, network_inside
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "attention_backend",
     "create_model",
     "from_pretrained",
+    "integrate_dopri5",
     "layer_name",
     "list_models",
     "load_published",

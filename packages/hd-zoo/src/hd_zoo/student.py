@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from hd_zoo.convert import Converter
-from hd_zoo.guidance import Guidance
 from hd_zoo.networks.interval import AddedInterval, find_modules
 from hd_zoo.registry import blueprint, build, note
+from hd_zoo.wrappers.convert import Converter
+from hd_zoo.wrappers.guidance import Guidance
 
 
 def to_student(teacher: nn.Module, r_embedding: str = "added", *, early_blocks: int | None = None) -> nn.Module:

@@ -15,7 +15,7 @@ from zoo_helpers import randomised
 
 from hd_zoo import DiffusedNoise, Guidance, sample_jumps, sample_ode, to_student
 from hd_zoo.adapters import DiffusersField, DiTNoise, SanaField, from_diffusers
-from hd_zoo.convert import alphas_cumprod
+from hd_zoo.wrappers.convert import alphas_cumprod
 
 DOWN_UP = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
 CROSS = {

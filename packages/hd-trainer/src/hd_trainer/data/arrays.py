@@ -40,6 +40,8 @@ def images_from_arrays(
     """
     check_number(high=0.9, above=True, held_out=held_out)
     x = _images(name, images)
+    if len(x) < 2 * FEWEST:
+        raise UserError(f"data set {name!r}: {len(x)} image(s); at least {2 * FEWEST} are needed")
     order = shuffled(len(x), seed)
     number = max(FEWEST, round(held_out * len(x)))
     if labels is None:
@@ -90,7 +92,7 @@ def _labels(name: str, labels: Any, number: int) -> Tensor:
             f"data set {name!r}: labels must be {number} integers, one per image; "
             f"got {found.dtype} {tuple(found.shape)}"
         )
-    if number and int(found.min()) < 0:
+    if int(found.min()) < 0:
         raise UserError(f"data set {name!r}: labels must be >= 0; got {int(found.min())}")
     return found.long()
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hd_trainer.checks import check_whole
+from hd_trainer.checks import check_whole, short
 from hd_trainer.errors import UserError
 
 #: Fewer samples than this in a split cannot be measured.
@@ -54,6 +54,11 @@ class InMemory:
     conditions: dict[str, Tensor] = field(default_factory=dict)
     """by name, N first in each"""
 
+    def __post_init__(self) -> None:
+        for name, value in self.conditions.items():
+            if len(value) != len(self.x):
+                raise UserError(f"{len(self.x)} samples have {len(value)} {name}: each needs one")
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -87,9 +92,11 @@ class Dataset:
     grey_levels: int = 256
     """values of a stored pixel; generated images are rounded to them before they are measured"""
     decode: Callable[[Tensor], Tensor] | None = None
-    """latents (B, C, H, W) -> images (B, 3, H', W') in [-1, 1], for pictures; None: the samples are images"""
+    """latents (B, C, H, W) -> images (B, 3, H', W') in [-1, 1], for pictures; None: samples are shown as they are"""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise UserError(f"the name of a data set must be text; got {short(self.name)}")
         check_whole(low=2, high=65536, grey_levels=self.grey_levels)
         for name, split in (("train", self.train), ("held_out", self.held_out)):
             if len(split) < FEWEST:
@@ -97,11 +104,23 @@ class Dataset:
                     f"data set {self.name!r}: {name} holds {len(split)} sample(s); at least {FEWEST} are needed"
                 )
             _check_split(self, name, split)
+        held_out = _first(self.held_out).x
+        if held_out.shape[1:] != self.shape:
+            raise UserError(
+                f"data set {self.name!r}: held_out has samples {tuple(held_out.shape[1:])}, train {self.shape}"
+            )
+        _check_null(self)
+        _check_decoder(self)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, (channels, height, width)."""
-        return tuple(self.train.read(torch.zeros(1, dtype=torch.long)).x.shape[1:])
+        return tuple(_first(self.train).x.shape[1:])
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether the samples are images themselves, grey or in colour, rather than latents."""
+        return self.decode is None and self.shape[0] in (1, 3)
 
 
 def pictures(data: Dataset, samples: Tensor) -> Tensor:
@@ -128,6 +147,10 @@ def grid_conditions(data: Dataset, rows: int, columns: int = 10) -> dict[str, Te
     return data.held_out.cond(torch.arange(rows * columns) % len(data.held_out))
 
 
+def _first(split: Split) -> Batch:
+    return split.read(torch.zeros(1, dtype=torch.long))
+
+
 def _check_split(data: Dataset, name: str, split: Split) -> None:
     """Every sample once, in chunks."""
     where = f"data set {data.name!r}: {name}"
@@ -147,7 +170,7 @@ def _check_split(data: Dataset, name: str, split: Split) -> None:
             raise UserError(f"{where} has values that are not finite")
         low, high = min(low, float(x.min())), max(high, float(x.max()))
         _check_conditions(data, where, batch)
-    if data.decode is None and not (low >= -1 - 1e-4 and high <= 1 + 1e-4):
+    if data.holds_images and not (low >= -1 - 1e-4 and high <= 1 + 1e-4):
         raise UserError(f"{where} must lie in [-1, 1]; got [{low:.4g}, {high:.4g}]")
     if low == high:
         raise UserError(f"{where} is {low:.4g} everywhere: there is nothing to learn")
@@ -159,8 +182,9 @@ def _check_conditions(data: Dataset, where: str, batch: Batch) -> None:
             f"{where} has the conditions {sorted(batch.cond)}, null names {sorted(data.null)}: they must be the same"
         )
     for name, value in batch.cond.items():
-        if len(value) != len(batch):
-            raise UserError(f"{where} has {len(batch)} samples and {len(value)} {name}")
+        if not isinstance(value, Tensor) or len(value) != len(batch):
+            got = f"{len(value)} entries" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{where}: the condition {name} must be a tensor with an entry per sample; got {got}")
     if ("labels" in batch.cond) != bool(data.classes):
         raise UserError(f"{where}: the condition labels and the names of classes go together; got {data.classes}")
     if data.classes:
@@ -172,3 +196,33 @@ def _check_conditions(data: Dataset, where: str, batch: Batch) -> None:
                 f"{where}: labels must lie in 0..{number - 1} for {number} classes; "
                 f"got {int(labels.min())}..{int(labels.max())}"
             )
+
+
+def _check_null(data: Dataset) -> None:
+    """What stands for "no condition" fits the condition."""
+    if data.classes and data.null["labels"] != len(data.classes):
+        raise UserError(
+            f"data set {data.name!r}: null of labels must be {len(data.classes)}, the number of classes; "
+            f"got {short(data.null['labels'])}"
+        )
+    for name, value in _first(data.train).cond.items():
+        try:
+            torch.as_tensor(data.null[name], dtype=value.dtype).expand_as(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"data set {data.name!r}: null of {name} must be a number, or a tensor that broadcasts to "
+                f"{tuple(value.shape[1:])}; got {short(data.null[name])}"
+            ) from error
+
+
+def _check_decoder(data: Dataset) -> None:
+    if data.decode is None:
+        return
+    where = f"data set {data.name!r}: decode"
+    try:
+        images = data.decode(_first(data.train).x)
+    except Exception as error:  # a user's code
+        raise UserError(f"{where} failed on one sample: {type(error).__name__}: {error}") from error
+    if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != 1 or images.shape[1] not in (1, 3):
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"{where} must give images (B, 1 or 3, H, W); got {got}")

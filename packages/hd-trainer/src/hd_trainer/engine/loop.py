@@ -70,8 +70,8 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
     opened = [factory(folder, start) for factory in writers]
     if start:
         print(f"{task.name}: resuming after step {start} of {task.steps}")
-        if _is_due(start, task, settings):
-            _save_samples(task, folder, start)  # a kill may have come before them
+        if _is_due(start, task, settings) and not all(path.exists() for path in _grids(task, folder, start)):
+            _save_samples(_draw(task, start), task, folder, start)  # a kill came before them
 
     began = time.perf_counter() - progress.seconds
     with signals.postponed() as stop_requested:
@@ -87,10 +87,11 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
                 sums = {}
             due = _is_due(done, task, settings)
             if due or stop_requested():
+                images = _draw(task, done) if due else None
                 progress = Progress(step=done, seconds=seconds, sums=sums)
                 save_checkpoint(folder, progress, task.modules, task.optimizers)
-            if due:
-                _save_samples(task, folder, done)
+                if images is not None:
+                    _save_samples(images, task, folder, done)
             if stop_requested() and done < task.steps:
                 raise signals.Stopped(
                     f"{task.name} stopped after step {done} of {task.steps}; the same command goes on from there"
@@ -116,15 +117,27 @@ def _check_finite(name: str, step: int, sums: dict[str, tuple[float, int]]) -> N
         )
 
 
-def _save_samples(task: Task, folder: Path, step: int) -> None:
-    """The grid of this step, and at the end the stage's own; what is there already is kept."""
-    wanted = [folder / SAMPLES / f"{step:06d}.png", *[folder / f"{SAMPLES}.png"] * (step == task.steps)]
-    missing = [path for path in wanted if not path.exists()]
-    if missing:
-        (folder / SAMPLES).mkdir(exist_ok=True)
-        images = task.sample()
-        for path in missing:
-            save_grid(images, path)
+def _draw(task: Task, step: int) -> Tensor:
+    """The task's samples. They are drawn before a checkpoint is written: finite weights may still overflow in use."""
+    images = task.sample()
+    if not bool(images.isfinite().all()):
+        raise UserError(
+            f"{task.name}: samples no longer finite after step {step}; "
+            "lower its learning rate and start again in another folder"
+        )
+    return images
+
+
+def _grids(task: Task, folder: Path, step: int) -> list[Path]:
+    """Where the samples of a step are kept: its own grid, and at the end the stage's."""
+    return [folder / SAMPLES / f"{step:06d}.png", *[folder / f"{SAMPLES}.png"] * (step == task.steps)]
+
+
+def _save_samples(images: Tensor, task: Task, folder: Path, step: int) -> None:
+    """Write the grids of this step."""
+    (folder / SAMPLES).mkdir(exist_ok=True)
+    for path in _grids(task, folder, step):
+        save_grid(images, path)
 
 
 def _steps(name: str, start: int, steps: int) -> Iterator[int]:

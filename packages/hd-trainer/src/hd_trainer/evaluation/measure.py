@@ -76,7 +76,7 @@ class Meter:
         images = samples.cpu().float()
         if not bool(torch.isfinite(images).all()):
             raise ValueError("samples are not finite: the network has diverged")
-        if self.data.decode is None:
+        if self.data.holds_images:
             images = quantise(images, self.data.grey_levels)
         scores: dict[str, Any] = dict.fromkeys(("fd", "kid", "precision", "recall", "accuracy"))
         if self.extractor is not None and self.reference is not None:

@@ -13,6 +13,7 @@ from hd_meanflow import interpolate
 from hd_trainer.context import Context
 from hd_trainer.data import Batch, pictures
 from hd_trainer.engine import draws
+from hd_trainer.networks import inner_layers
 from hd_trainer.report import figures
 from hd_trainer.stages.discriminator import FACTS, load_discriminator
 
@@ -34,7 +35,7 @@ def token_weights(
         return []
     discriminator, layers = load_discriminator(folder)
     discriminator.to(context.device)
-    tap = FeatureTap(teacher, layers)
+    tap = FeatureTap(teacher, inner_layers(teacher, layers))
     noise = draws.picture_noise(context.data.shape, 0, len(real), context.device)
     t = torch.full((len(real),), LEVEL, device=context.device)
     samples = {"real": real.x, "generated": generated}

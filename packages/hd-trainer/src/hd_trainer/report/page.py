@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hd_trainer.context import Context
 from hd_trainer.data import Batch, grid_conditions, pictures, read_all
 from hd_trainer.engine import draws
+from hd_trainer.errors import UserError
 from hd_trainer.evaluation import Row, read_results
 from hd_trainer.evaluation.rows import number
 from hd_trainer.files import write_text
@@ -40,9 +41,14 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
     rows, facts = read_results(out)
     summary = summarise(rows)
     make_run_folder(out)
-    networks = {
-        stage: load_network(folder, context.data, context.device) for stage, folder in stage_folders(out).items()
-    }
+    folders = stage_folders(out)
+    lost = [stage for stage in STAGES if summary[stage] is not None and stage not in folders]
+    if lost:
+        raise UserError(
+            f"{out} was evaluated with stages whose weights are gone ({', '.join(lost)}); "
+            f"train them, or run: hdistill evaluate {out}"
+        )
+    networks = {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
     samples = _samples(settings, context, networks, summary["teacher"])
     last = summary["last"].name
     real = _held_out(context)

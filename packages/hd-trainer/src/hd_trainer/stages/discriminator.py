@@ -28,6 +28,7 @@ from hd_trainer.engine.draws import seeded
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings
 from hd_trainer.errors import UserError
 from hd_trainer.files import read_json, read_tensors, write_json, write_tensors
+from hd_trainer.networks import inner_layers
 
 WEIGHTS, FACTS = "discriminator.safetensors", "discriminator.json"
 
@@ -65,6 +66,7 @@ class DiscriminatorSettings:
         network = self.network
         check_whole(high=4096, num_queries=network.num_queries, head_width=network.head_width)
         check_whole(high=65536, hidden=network.hidden)
+        check_number(above=True, high=1.0, eps=network.eps)
         check_number(above=True, r1_std=self.r1_std)
         if not self.layers:
             raise UserError("layers must name at least one module of the teacher; got none")
@@ -100,7 +102,7 @@ def tap_layers(settings: DiscriminatorSettings, teacher: nn.Module) -> FeatureTa
         UserError: if the teacher lacks one of them.
     """
     try:
-        return FeatureTap(teacher, settings.layers)
+        return FeatureTap(teacher, inner_layers(teacher, settings.layers))
     except ValueError as error:
         raise UserError(f"discriminator.layers: {error}") from error
 

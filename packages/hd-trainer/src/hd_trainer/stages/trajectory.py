@@ -15,6 +15,7 @@ from hd_trainer.engine import draws
 from hd_trainer.engine.average import average_of, update_average
 from hd_trainer.engine.loop import Task
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings, turn_of
+from hd_trainer.errors import UserError
 from hd_trainer.networks import GuidanceSettings, guided, make_student, sampler, save_network
 
 
@@ -40,6 +41,8 @@ class TrajectorySettings:
         check_steps(steps=self.steps)
         check_whole(high=MAX_BATCH, batch=self.batch)
         check_shares(ema=self.ema)
+        if self.meanflow.guidance is not None:
+            raise UserError("meanflow.guidance is for training without a teacher; guide the teacher: guidance.scale")
 
 
 def prepare(settings: TrajectorySettings, context: Context, teacher: nn.Module) -> Task:

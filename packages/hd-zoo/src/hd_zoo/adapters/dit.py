@@ -9,11 +9,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hd_zoo.convert import DiffusedNoise
 from hd_zoo.field import check_times, labels_or_null
 from hd_zoo.networks.embedding import grid_embedding
 from hd_zoo.networks.transformer import DiffusionTransformer
 from hd_zoo.registry import build
+from hd_zoo.wrappers.convert import DiffusedNoise
 
 
 class DiTNoise(nn.Module):

@@ -15,8 +15,8 @@ from torch import nn
 from hd_zoo.adapters.diffusers_field import KINDS, DiffusersField
 from hd_zoo.adapters.dit import DiTNoise
 from hd_zoo.adapters.sana import SanaField
-from hd_zoo.convert import DiffusedNoise
-from hd_zoo.convert.schedules import SCHEDULES, without_terminal_signal
+from hd_zoo.wrappers.convert import DiffusedNoise
+from hd_zoo.wrappers.convert.schedules import SCHEDULES, without_terminal_signal
 
 #: The classes that convert, and where their weights lie in a pipeline's folder.
 MODELS = (*KINDS, "DiTTransformer2DModel", "SanaTransformer2DModel")

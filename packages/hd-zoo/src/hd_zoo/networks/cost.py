@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hd_zoo.convert import Converter
 from hd_zoo.networks.transformer import DiffusionTransformer, GatedMLP
+from hd_zoo.wrappers.convert import Converter
 
 
 @dataclass(frozen=True, kw_only=True)

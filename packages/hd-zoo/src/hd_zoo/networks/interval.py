@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hd_zoo.field import check_times
 from hd_zoo.networks.embedding import TimeEmbedding
-from hd_zoo.wrapper import Wrapper
+from hd_zoo.wrappers.wrapper import Wrapper
 
 
 class AddedInterval(Wrapper):

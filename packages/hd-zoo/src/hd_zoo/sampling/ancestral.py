@@ -12,7 +12,7 @@ from torch import Tensor
 from hd_zoo.field import Field
 from hd_zoo.sampling.noise import NoiseStreams
 from hd_zoo.sampling.times import full_times, wide
-from hd_zoo.wrapper import Wrapper
+from hd_zoo.wrappers.wrapper import Wrapper
 
 VARIANCES = ("learned", "small", "large")
 

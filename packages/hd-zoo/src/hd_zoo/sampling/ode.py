@@ -42,7 +42,7 @@ def sample_ode(
         last_euler: for "heun": the last step is Euler's, so that the field is never asked at t = 0 (EDM, REPA). Of
             N steps, 2 N - 1 calls instead of 2 N.
         rtol, atol: relative and absolute tolerance of "dopri5"; the defaults are SiT's. How many calls it took:
-            :func:`hd_zoo.sampling.integrate_dopri5`.
+            :func:`hd_zoo.integrate_dopri5`.
         cond: passed to every call.
 
     Returns:

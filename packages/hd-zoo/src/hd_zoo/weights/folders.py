@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.convert import CONVERTERS
 from hd_zoo.registry import blueprint, build
 from hd_zoo.weights.shards import (
     INDEX,
@@ -27,10 +27,13 @@ from hd_zoo.weights.shards import (
 )
 from hd_zoo.weights.unwrap import check_finite, plain_weights, unwrap
 from hd_zoo.weights.words import listed, one_line
+from hd_zoo.wrappers.convert import CONVERTERS
 
 CONFIG = "config.json"
 #: What is written, and what is read: before the third, arguments had other names and meanings; see _upgraded.
 FORMAT, FORMATS = "hd-zoo/3", ("hd-zoo/1", "hd-zoo/2", "hd-zoo/3")
+#: The largest number that a converter of a file may be given: it makes tables of that length. [ours]
+MOST_STEPS = 1_000_000
 #: Arguments that had another name in files written before: (then, now).
 RENAMED = (("interval", "r_embedding"), ("heads", "num_heads"))
 
@@ -110,8 +113,13 @@ def from_pretrained(
     found = describe_tensors(files)
     depth = _depth(config["arguments"])
     if depth > len(found):  # or building it would take for ever
-        raise ValueError(f"{files[0]} does not fit its {CONFIG}: {depth} blocks, but {len(found)} tensors")
-    model = build(config["architecture"], config["arguments"], device="meta")
+        raise ValueError(
+            f"{files[0]} does not fit its {CONFIG}: {one_line(depth, 30)} blocks, but {len(found)} tensors"
+        )
+    try:
+        model = build(config["architecture"], config["arguments"], device="meta")
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{folder / CONFIG}: {one_line(error, 300)}") from error
     _check_fit(files[0], model.state_dict(), found)
     tensors = dict(read_tensors(files, device, dtype))
     try:
@@ -148,8 +156,15 @@ def _local(source: str | os.PathLike[str], revision: str | None) -> Path:
 
 def _wrap(model: nn.Module, converter: Any, path: Path) -> nn.Module:
     try:
-        return CONVERTERS[converter["name"]](model, **converter["arguments"])
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        if any(isinstance(value, int) and value > MOST_STEPS for value in converter["arguments"].values()):
+            raise ValueError(f"an argument is larger than {MOST_STEPS:,}")
+        kind = CONVERTERS[converter["name"]]
+        parameters = inspect.signature(kind).parameters.values()
+        known = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+        if unknown := converter["arguments"].keys() - known:
+            raise ValueError(f"unknown arguments {sorted(unknown)}")
+        return kind(model, **converter["arguments"])
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{path} names a converter that this package does not know: {one_line(error)}") from error
 
 

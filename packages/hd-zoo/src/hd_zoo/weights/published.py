@@ -15,13 +15,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hd_zoo.convert import DiffusedNoise
 from hd_zoo.networks.embedding import grid_embedding
 from hd_zoo.networks.transformer import DiffusionTransformer
 from hd_zoo.registry import create_model, published_models
 from hd_zoo.weights.checkpoints import read_weights
 from hd_zoo.weights.unwrap import check_finite
 from hd_zoo.weights.words import listed, one_line
+from hd_zoo.wrappers.convert import DiffusedNoise
 
 #: (their name, ours) for what has one name; then for what stands in every block.
 _NAMES = (

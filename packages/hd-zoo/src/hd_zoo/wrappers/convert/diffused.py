@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hd_zoo.convert.base import Converter
-from hd_zoo.convert.schedules import alphas_cumprod as named_signals
-from hd_zoo.convert.schedules import checked_signals
 from hd_zoo.field import Field, expand_times
+from hd_zoo.wrappers.convert.base import Converter
+from hd_zoo.wrappers.convert.schedules import alphas_cumprod as named_signals
+from hd_zoo.wrappers.convert.schedules import checked_signals
 
 PREDICTIONS = ("epsilon", "v", "sample")
 #: Where the field of a network that predicts noise ends, unless told otherwise: its error is multiplied by 1 / (1 - t).
@@ -40,7 +40,7 @@ class DiffusedNoise(Converter):
         network: called with z and i / S (a :class:`hd_zoo.DiffusionTransformer` with ``time_scale`` S).
         steps: S.
         beta_start, beta_end: of the schedule; the defaults are DiT's.
-        schedule: "linear", "scaled_linear" or "squaredcos_cap_v2" (:func:`hd_zoo.convert.alphas_cumprod`).
+        schedule: "linear", "scaled_linear" or "squaredcos_cap_v2" (:func:`hd_zoo.wrappers.convert.alphas_cumprod`).
         zero_terminal_snr: that schedule without signal at its end.
         alphas_cumprod: abar of every step instead of the five above, falling from below 1 to 0 or above.
         prediction: what the network returns: "epsilon", "v" or "sample".

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hd_zoo.convert.base import Converter
 from hd_zoo.field import Field, expand_times
+from hd_zoo.wrappers.convert.base import Converter
 
 
 class ReversedTime(Converter):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hd_zoo.field import Field
-from hd_zoo.wrapper import Wrapper, call_network
+from hd_zoo.wrappers.wrapper import Wrapper, call_network
 
 
 class Converter(Wrapper):

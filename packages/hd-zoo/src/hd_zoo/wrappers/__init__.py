@@ -1,0 +1,1 @@
+"""Fields around fields: guidance, and the converters at the door."""
