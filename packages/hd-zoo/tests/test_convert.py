@@ -369,6 +369,7 @@ def test_a_converter_says_what_its_network_says(student: bool, kind: str, teache
         assert network_inside(one).architecture == "transformer"
         modules = dict(one.named_modules())
         assert modules[layer_name(one, "blocks.1")] is network.blocks[1]
+        assert layer_name(one, layer_name(one, "blocks.1")) == layer_name(one, "blocks.1")
     assert network_inside(network) is network
     assert layer_name(network, "blocks.1") == "blocks.1"
     assert layer_name(ReversedTime(network), "blocks.1") == "network.blocks.1"

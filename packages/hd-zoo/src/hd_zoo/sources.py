@@ -59,7 +59,7 @@ SOURCES: dict[str, Source] = {
         predicts="velocity; the second half of the channels is unused",
         codec="stabilityai/sd-vae-ft-ema",
         latents="times 0.18215",
-        seen="download.py, models.py",
+        seen="download.py; licence, codec and scale were not checked",
     ),
     "DiT-XL-2-256x256.pt": Source(
         title="DiT-XL/2, 256",
@@ -74,7 +74,7 @@ SOURCES: dict[str, Source] = {
         predicts="noise and variance",
         codec="stabilityai/sd-vae-ft-ema",
         latents="times 0.18215",
-        seen="README",
+        seen="README; codec and scale were not checked",
     ),
     "DiT-XL-2-512x512.pt": Source(
         title="DiT-XL/2, 512",
@@ -90,7 +90,7 @@ SOURCES: dict[str, Source] = {
         predicts="noise and variance",
         codec="stabilityai/sd-vae-ft-ema",
         latents="times 0.18215",
-        seen="README",
+        seen="README; codec and scale were not checked",
     ),
     "lightningdit-xl-imagenet256-800ep.pt": Source(
         title="LightningDiT-XL/1, 256",

@@ -52,12 +52,15 @@ def layer_name(field: Any, name: str) -> str:
     """The name that a layer of the network inside has in ``field.named_modules()``.
 
     ``layer_name(DiffusedNoise(dit), "blocks.1")`` is ``"network.blocks.1"``; of the network itself it is
-    ``"blocks.1"``. So one list of layers serves a network and its converted form.
+    ``"blocks.1"``. So one list of layers serves a network and its converted form. A name that is one of the field's own
+    already stays as it is.
     """
-    path = []
-    while isinstance(field, Wrapper):
-        path.append(field.inside)
-        field = getattr(field, field.inside)
+    path, inside = [], field
+    while isinstance(inside, Wrapper):
+        path.append(inside.inside)
+        inside = getattr(inside, inside.inside)
+    if path and name in dict(field.named_modules()):
+        return name
     return ".".join([*path, name])
 
 
