@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
 class DiffusersField(nn.Module):
     """``network(x, t, **cond)`` of a model of diffusers: its own prediction at timestep ``time_scale * t``.
 
-    What a converter of :mod:`hd_zoo.wrappers.convert` expects, and for a model trained by flow matching the velocity itself.
+    What :class:`hd_zoo.DiffusedNoise` expects, and for a model trained by flow matching the velocity itself.
 
     | class | conditions (needed ones first) |
     |---|---|
