@@ -131,8 +131,13 @@ def build(architecture: str, arguments: dict[str, Any], *, device: str | torch.d
     Raises:
         ValueError: for an unknown architecture or argument, or impossible values.
     """
+    if architecture == "diffusers":  # the field notes both itself
+        from hd_zoo.adapters.rebuild import rebuild
+
+        return rebuild(arguments, device)
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}")
+        names = ", ".join(sorted([*ARCHITECTURES, "diffusers"]))
+        raise ValueError(f"unknown architecture {architecture!r}; known: {names}")
     cls = ARCHITECTURES[architecture]
     known = list(inspect.signature(cls).parameters)
     kinds = get_type_hints(cls.__init__)
@@ -169,6 +174,25 @@ def _build_inside(argument: str, value: Any, device: str | torch.device | None) 
     if parts.keys() != {"architecture", "arguments"} or not typed or architecture == "added_interval":
         raise ValueError(f"argument {argument!r} must be an architecture and its arguments; got {str(value)[:60]}")
     return build(parts["architecture"], parts["arguments"], device=device)
+
+
+def most_blocks(arguments: dict[str, Any]) -> int:
+    """The largest number of blocks that a configuration asks for anywhere: to be checked before it is built."""
+    counts = [1]
+    for name, value in arguments.items():
+        inner = value if isinstance(value, list) and "layers" in name else [value]
+        for one in inner:
+            if isinstance(one, dict):
+                counts.append(most_blocks(one))
+            elif isinstance(one, int) and (name == "depth" or "layers" in name):
+                counts.append(one)
+    return max(counts)
+
+
+def computed_buffers(model: nn.Module) -> list[str]:
+    """Names of buffers that are in no file; a model made on the "meta" device has none of their values."""
+    kept = model.state_dict().keys()
+    return [name for name, _ in model.named_buffers() if name not in kept]
 
 
 def note(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> None:

@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo_helpers import randomised
 
-from hd_zoo import DiffusedNoise, Guidance, sample_jumps, sample_ode, to_student
-from hd_zoo.adapters import DiffusersField, DiTNoise, SanaField, from_diffusers
+from hd_zoo import (
+    DiffusedNoise,
+    Guidance,
+    check_teacher,
+    from_pretrained,
+    sample_jumps,
+    sample_ode,
+    save_pretrained,
+    to_student,
+)
+from hd_zoo.adapters import DiffusersField, DiTNoise, SanaField, from_diffusers, to_sana_student
 from hd_zoo.wrappers.convert import alphas_cumprod
 
 DOWN_UP = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
@@ -169,6 +178,7 @@ def test_a_folder_is_a_full_teacher(diffusers: Any, name: str, tmp_path: Path) -
     assert teacher.sample_shape == (model.config.in_channels, 8, 8)
     assert teacher.classes == (4 if "classes" in name else 0)
     assert teacher.takes_r is False
+    check_teacher(teacher, {name: value[:2] for name, value in cond.items()})
     x, t = torch.randn(3, *teacher.sample_shape), torch.tensor([0.2, 0.5, 0.9])
     velocity = teacher(x, t, t / 2, **cond)
     assert velocity.shape == x.shape
@@ -201,6 +211,63 @@ def test_the_jvp_of_the_student_is_a_difference_quotient(diffusers: Any, name: s
         behind = student(*(p - h * d for p, d in zip((x, t, r), way, strict=True)), **cond)
     scale = slope.abs().max().item()
     torch.testing.assert_close(slope, (ahead - behind) / (2 * h), atol=1e-4 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_teacher_and_student_survive_a_file(diffusers: Any, name: str, tmp_path: Path) -> None:
+    """By the model's class and configuration; its random numbers are left alone."""
+    write_pipeline(diffusers, tmp_path, name)
+    teacher: Any = from_diffusers(tmp_path)
+    student = randomised(to_student(teacher), std=0.02)
+    cond = CASES[name][3]()
+    x, t = torch.randn(3, *teacher.sample_shape), torch.tensor([0.2, 0.5, 0.9])
+    for network, r in ((teacher, None), (student.eval(), t / 3)):
+        folder = save_pretrained(network, tmp_path / f"takes_r_{network.takes_r}")
+        state = torch.get_rng_state()
+        again: Any = from_pretrained(folder)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(again(x, t, r, **cond), network(x, t, r, **cond))
+        assert (again.takes_r, again.sample_shape) == (network.takes_r, network.sample_shape)
+        assert to_student(again).takes_r
+
+
+def test_dit_and_sana_survive_a_file(make_dit: Any, make_sana: Any, tmp_path: Path) -> None:
+    x, t = torch.randn(3, 4, 8, 8), torch.tensor([0.2, 0.5, 0.9])
+    sana, cond = SanaField(make_sana()), prompt()
+    fields = [(DiffusedNoise(DiTNoise(make_dit())), {}), (sana, cond), (to_sana_student(sana), cond)]
+    fields += [(to_student(field), conditions) for field, conditions in fields[:2]]
+    for i, (field, conditions) in enumerate(fields):
+        network = randomised(field, std=0.02).eval()
+        again = from_pretrained(save_pretrained(network, tmp_path / str(i)))
+        assert torch.equal(again(x, t, t / 3, **conditions), network(x, t, t / 3, **conditions))
+        assert again.takes_r is field.takes_r
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"model": "AutoencoderKL"},
+            "a model of diffusers must be one of DiTTransformer2DModel, .*got 'AutoencoderKL'",
+        ),
+        ({"config": 3}, "a model of diffusers must be one of"),
+        ({"more": 3}, "a model of diffusers must be one of"),
+        ({"time_scale": -1}, "time_scale must be a number > 0; got '-1'"),
+        ({"config": {"_name_or_path": "x"}}, "holds private entries"),
+        ({"config": {"block_out_channels": 3}}, "cannot build a UNet2DModel"),
+        ({"config": {"layers_per_block": 10**9}}, "1000000000 blocks"),
+    ],
+)
+def test_folders_of_ours_that_are_wrong(
+    diffusers: Any, arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = save_pretrained(DiffusersField(make_unet(diffusers)), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["arguments"] |= arguments
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message) as caught:
+        from_pretrained(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_dit_and_sana(diffusers: Any, make_dit: Any, make_sana: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hd_zoo.adapters.rebuild import OfDiffusers
 from hd_zoo.field import check_times
 from hd_zoo.networks.interval import unwrapped
 
@@ -60,7 +61,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-class DiffusersField(nn.Module):
+class DiffusersField(OfDiffusers):
     """``network(x, t, **cond)`` of a model of diffusers: its own prediction at timestep ``time_scale * t``.
 
     What :class:`hd_zoo.DiffusedNoise` expects, and for a model trained by flow matching the velocity itself.
@@ -83,10 +84,6 @@ class DiffusersField(nn.Module):
         ValueError: for another class, a time embedding by random Fourier features of the noise level, and in a call
             for conditions that are missing or unknown, times of another shape, or an output of another shape.
     """
-
-    model: Any
-    #: r is ignored.
-    takes_r = False
 
     def __init__(self, model: nn.Module, time_scale: float = 1000.0) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.registry import blueprint, build
+from hd_zoo.registry import blueprint, build, computed_buffers, most_blocks
 from hd_zoo.weights.shards import (
     INDEX,
     SHARD_BYTES,
@@ -111,7 +111,7 @@ def from_pretrained(
     files = shard_files(folder)
     config = read_config(folder)
     found = describe_tensors(files)
-    depth = _depth(config["arguments"])
+    depth = most_blocks(config["arguments"])
     if depth > len(found):  # or building it would take for ever
         raise ValueError(
             f"{files[0]} does not fit its {CONFIG}: {one_line(depth, 30)} blocks, but {len(found)} tensors"
@@ -121,6 +121,9 @@ def from_pretrained(
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{folder / CONFIG}: {one_line(error, 300)}") from error
     _check_fit(files[0], model.state_dict(), found)
+    if computed_buffers(model):  # now that the sizes are the file's
+        with torch.random.fork_rng(devices=[]):
+            model = build(config["architecture"], config["arguments"]).to(device)
     tensors = dict(read_tensors(files, device, dtype))
     try:
         check_finite(tensors)
@@ -130,14 +133,6 @@ def from_pretrained(
     for converter in reversed(config.get("converters", [])):
         model = _wrap(model, converter, folder / CONFIG)
     return model.eval()
-
-
-def _depth(arguments: dict[str, Any]) -> int:
-    """Number of blocks by the configuration, also of a network inside another one."""
-    inside = arguments.get("network")
-    inside = inside.get("arguments") if isinstance(inside, dict) else None
-    depths = [one.get("depth", 1) for one in (arguments, inside) if isinstance(one, dict)]
-    return max(depth if isinstance(depth, int) else 1 for depth in depths)
 
 
 def _local(source: str | os.PathLike[str], revision: str | None) -> Path:
