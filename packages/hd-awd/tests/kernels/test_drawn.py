@@ -52,7 +52,7 @@ def a_plan(data: st.DataObject, case: Case, direction: str) -> Plan:
     return Plan(passes, block_n, head, tail, warps, pick("stages", [1, 2, 3]), each, -(-num_tokens // each))
 
 
-@few(16)
+@few(12)
 @given(data=st.data())
 def test_any_call_with_any_plan(device: str, data: st.DataObject) -> None:
     def draw(name: str, low: int, high: int) -> int:
@@ -76,7 +76,7 @@ def test_any_call_with_any_plan(device: str, data: st.DataObject) -> None:
     check(case, *plans, scores=data.draw(st.booleans(), label="scores"))
 
 
-@few(6)
+@few(4)
 @given(data=st.data())
 def test_any_call_with_its_own_plan(device: str, data: st.DataObject) -> None:
     sizes = tuple(
@@ -87,7 +87,7 @@ def test_any_call_with_its_own_plan(device: str, data: st.DataObject) -> None:
     check(make_case(sizes, device=device, masked=True, weights=weights, bias=bias, seed=data.draw(st.integers(0, 99))))
 
 
-@few(6)
+@few(4)
 @given(data=st.data())
 def test_long_rows_with_their_own_plan(device: str, data: st.DataObject) -> None:
     limits = {"B": (1, 2), "N": (1, 9), "C": (513, 4096), "M": (1, 16)}

@@ -98,9 +98,6 @@ def read_network(folder: Path, device: torch.device) -> nn.Module:
         raise UserError(f"{error}; train that stage first, or name another folder") from error
     except (ValueError, OSError) as error:
         raise UserError(f"{error}; train that stage again, or name another folder") from error
-    for name, value in network.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"the network in {folder} has diverged ({name} is not finite); train that stage again")
     return network.requires_grad_(False)
 
 

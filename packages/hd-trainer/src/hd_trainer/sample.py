@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hd_trainer.checks import check_seed, check_whole
+from hd_trainer.checks import check_number, check_seed, check_whole
 from hd_trainer.engine import draws
 from hd_trainer.engine.parallel import check_single_process, choose_device
 from hd_trainer.errors import UserError
@@ -44,6 +44,7 @@ def sample(
     if steps is not None:
         check_whole(high=MAX_SAMPLING_STEPS, steps=steps)
     check_seed(seed)
+    check_number(high=1e4, guidance_scale=guidance_scale)
     guidance = GuidanceSettings(scale=guidance_scale)
     if out.is_dir():
         raise UserError(f"{out} is a folder; give --out the name of a picture, e.g. {out / 'samples.png'}")
