@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
+from hd_zoo.blueprint import note
 from hd_zoo.networks.interval import AddedInterval
 from hd_zoo.networks.mlp import MLPField
 from hd_zoo.networks.transformer import DiffusionTransformer
@@ -193,24 +194,6 @@ def computed_buffers(model: nn.Module) -> list[str]:
     """Names of buffers that are in no file; a model made on the "meta" device has none of their values."""
     kept = model.state_dict().keys()
     return [name for name, _ in model.named_buffers() if name not in kept]
-
-
-def note(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> None:
-    """Note on a network what it takes to :func:`build` it again."""
-    model.architecture, model.arguments = architecture, dict(arguments)  # type: ignore[assignment]
-
-
-def blueprint(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """(architecture, arguments) that :func:`build` noted on a network: all it takes to build it again.
-
-    Raises:
-        ValueError: for a network that was not built by this package.
-    """
-    architecture, arguments = getattr(model, "architecture", None), getattr(model, "arguments", None)
-    if not isinstance(architecture, str) or not isinstance(arguments, dict):
-        source = "create_model, to_student or from_pretrained"
-        raise ValueError(f"a network from {source} is needed; got {type(model).__name__}")
-    return architecture, arguments
 
 
 def _nearest(name: str, known: list[str]) -> str:

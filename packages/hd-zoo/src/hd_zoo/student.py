@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from hd_zoo.blueprint import blueprint, note
 from hd_zoo.networks.interval import AddedInterval, find_modules
-from hd_zoo.registry import blueprint, build, note
+from hd_zoo.registry import build
 from hd_zoo.wrappers.convert import Converter
 from hd_zoo.wrappers.guidance import Guidance
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hd_zoo.adapters.rebuild import OfDiffusers
+from hd_zoo.adapters.base import OfDiffusers
 from hd_zoo.field import check_times
 from hd_zoo.networks.interval import unwrapped
 

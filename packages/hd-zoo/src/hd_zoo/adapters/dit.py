@@ -9,11 +9,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hd_zoo.adapters.rebuild import OfDiffusers
+from hd_zoo.adapters.base import OfDiffusers
+from hd_zoo.blueprint import note
 from hd_zoo.field import check_times, labels_or_null
 from hd_zoo.networks.embedding import grid_embedding
 from hd_zoo.networks.transformer import DiffusionTransformer
-from hd_zoo.registry import build
 from hd_zoo.wrappers.convert import DiffusedNoise
 
 
@@ -128,8 +128,9 @@ def from_diffusers_dit(model: nn.Module) -> DiffusionTransformer:
         "time_scale": 1000.0,
         "inclusive_frequencies": True,
     }
-    ours = build("transformer", arguments, device="meta")
-    assert isinstance(ours, DiffusionTransformer)
+    with torch.device("meta"):
+        ours = DiffusionTransformer(**arguments)
+    note(ours, "transformer", arguments)
     shared = "transformer_blocks.0.norm1.emb."
     for name, tensor in found.items():
         if ".norm1.emb." in name and not torch.equal(tensor, found[shared + name.split(".norm1.emb.")[1]]):

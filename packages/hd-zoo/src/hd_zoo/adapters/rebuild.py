@@ -1,13 +1,16 @@
-"""What it takes to build one of diffusers' networks again: its class and its configuration, as plain data."""
+"""One of diffusers' networks from its class and its configuration, as :class:`OfDiffusers` keeps them."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Any
 
 import torch
 from torch import nn
+
+from hd_zoo.adapters.diffusers_field import DiffusersField
+from hd_zoo.adapters.dit import DiTNoise
+from hd_zoo.adapters.sana import SanaField, to_sana_student
 
 #: The classes that a ``config.json`` may name; nothing else is ever constructed from a file.
 CLASSES = (
@@ -18,28 +21,6 @@ CLASSES = (
     "UNet2DConditionModel",
     "UNet2DModel",
 )
-
-
-class OfDiffusers(nn.Module):
-    """A field around a model of diffusers, which :func:`hd_zoo.save_pretrained` keeps by class and configuration."""
-
-    model: Any
-    architecture = "diffusers"
-    time_scale = 1000.0
-
-    @property
-    def takes_r(self) -> bool:
-        """Whether r is used."""
-        return False
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """JSON: the model's class and configuration, the number of timesteps, and whether it takes r."""
-        config = {name: value for name, value in dict(self.model.config).items() if not name.startswith("_")}
-        found: dict[str, Any] = {"model": type(self.model).__name__, "config": json.loads(json.dumps(config))}
-        if self.time_scale != 1000:
-            found["time_scale"] = self.time_scale
-        return {**found, "takes_r": True} if self.takes_r else found
 
 
 def rebuild(arguments: dict[str, Any], device: str | torch.device | None) -> nn.Module:
@@ -58,10 +39,6 @@ def rebuild(arguments: dict[str, Any], device: str | torch.device | None) -> nn.
     if any(field.startswith("_") for field in config):
         raise ValueError("the config of a model of diffusers holds private entries")
     import diffusers
-
-    from hd_zoo.adapters.diffusers_field import DiffusersField
-    from hd_zoo.adapters.dit import DiTNoise
-    from hd_zoo.adapters.sana import SanaField, to_sana_student
 
     with torch.random.fork_rng(devices=[]), torch.device(device) if device else contextlib.nullcontext():
         try:

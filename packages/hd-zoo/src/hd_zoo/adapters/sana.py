@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.adapters.rebuild import OfDiffusers
+from hd_zoo.adapters.base import OfDiffusers
 from hd_zoo.field import check_times
 from hd_zoo.networks.embedding import TimeEmbedding
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.registry import blueprint, build, computed_buffers, most_blocks
+from hd_zoo.blueprint import blueprint
+from hd_zoo.registry import build, computed_buffers, most_blocks
 from hd_zoo.weights.shards import (
     INDEX,
     SHARD_BYTES,
