@@ -3,12 +3,10 @@
     python examples/own_teacher.py
 
 A converter of hd-zoo makes a velocity of the prediction, once, at the door; `save_pretrained` writes both as a
-folder. The stages take that folder as their teacher; `hdistill run digits --teacher-weights FOLDER
---distribution.discriminator.layers network.blocks.1 network.blocks.3` does the same. For published weights see
-`load_published`.
+folder. The stages take that folder as their teacher; `hdistill run digits --teacher-weights FOLDER` does the same. For
+published weights see `load_published`.
 """
 
-import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -46,10 +44,6 @@ def main() -> list[dict[str, object]]:
         folder = Path(name)
         hd_zoo.save_pretrained(hd_zoo.NoisePrediction(network), folder / "teacher")
         settings = load_recipe("digits", smoke=True)
-        discriminator = settings.distribution.discriminator  # it taps modules of the teacher, inside its converter
-        discriminator = dataclasses.replace(discriminator, layers=("network.blocks.1", "network.blocks.3"))
-        distribution = dataclasses.replace(settings.distribution, discriminator=discriminator)
-        settings = dataclasses.replace(settings, distribution=distribution)
         run(settings, folder / "run", teacher_weights=folder / "teacher")
         rows: list[dict[str, object]] = json.loads((folder / "run/evaluation.json").read_text())["rows"]
         return rows
