@@ -168,7 +168,7 @@ def test_two_calls_do_not_mix() -> None:
         ((), TypeError, "puts out tuple"),
         ((None, torch.randn(2, 3)), TypeError, "puts out NoneType"),
         (torch.randn(2), ValueError, r"the block puts out shape \(2,\)"),
-        (torch.randn(1, 2, 3, 4, 5), ValueError, r"\(1, 2, 3, 4, 5\)"),
+        (torch.randn(1, 2, 3, 4, 5, 6), ValueError, r"\(1, 2, 3, 4, 5, 6\)"),
     ],
 )
 def test_outputs_that_are_no_tokens(feature: Any, error: type[Exception], message: str) -> None:

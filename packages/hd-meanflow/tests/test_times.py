@@ -85,3 +85,16 @@ def test_without_a_generator_the_global_seed_decides(sampler: Any) -> None:
 def test_drawn_on_the_generators_device_then_moved(sampler: Any) -> None:
     t, r = sampler().sample(4, torch.Generator(), "meta")
     assert t.device.type == r.device.type == "meta"
+
+
+def test_at_r_equal_t_one_draw_or_the_larger_of_two() -> None:
+    """P(t <= x) is the law's F(x) for one draw and F(x)^2 for the larger of two; intervals are the same either way."""
+    quarter = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    one, r_one = LogitNormalTimes().sample(40_000, quarter[0])
+    two, r_two = LogitNormalTimes(larger_at_r_equal_t=True).sample(40_000, quarter[1])
+    assert torch.equal(one[:10_000], two[:10_000])
+    assert torch.equal(r_one[:10_000], r_two[:10_000])
+    assert torch.equal(two[10_000:], r_two[10_000:])
+    median = torch.sigmoid(torch.tensor(-0.4))
+    assert (one[10_000:] <= median).double().mean().item() == pytest.approx(0.5, abs=0.01)
+    assert (two[10_000:] <= median).double().mean().item() == pytest.approx(0.25, abs=0.01)

@@ -36,7 +36,7 @@ TINY = [
     *("digits", "--smoke", "--device", "cpu", "--precision", "fp32", "--model.width", "16", "--model.depth", "2"),
     *("--distribution.discriminator.layers", "blocks.0", "blocks.1", "--distribution.student-update-every", "2"),
     *("--loop.log-every", "2", "--loop.checkpoint-every", "1"),
-    *(f"--{stage}.{name}" for stage in ("teacher", "trajectory", "distribution") for name in ("steps=4", "batch=8")),
+    *(f"--{stage}.{name}" for stage in ("teacher", "trajectory", "distribution") for name in ("steps=3", "batch=8")),
     *("--evaluation.samples", "10", "--evaluation.teacher-steps", "1", "--evaluation.timing-repeats", "1"),
 ]
 KILLED = 9
@@ -65,6 +65,7 @@ def in_child(arguments: list[str], prepare: Callable[[], Any] = lambda: None) ->
         try:
             for number, (_, write) in enumerate(pipes, start=1):
                 os.dup2(write, number)
+            sys.stdout, sys.stderr = (open(number, "w", 1, closefd=False) for number in (1, 2))  # noqa: SIM115
             from hd_trainer.cli import entry
 
             sys.argv = ["hdistill", *arguments]
@@ -280,14 +281,15 @@ def imports(base: Path) -> list[str]:
     command, counter = ["report", str(base / "nothing")], base / "count"
     answer = in_child(command, functools.partial(watch, None, [], counter))
     assert answer.code == 2, answer.err
-    number, draw, findings = int(counter.read_text()), random.Random(2), []
+    number, draw, findings, stopped = int(counter.read_text()), random.Random(2), [], 0
     for case in range(6):
         numbers = [draw.choice([signal.SIGINT, signal.SIGTERM]) for _ in range(1 + case % 2)]
         at = draw.randrange(100, number)
         answer = in_child(command, functools.partial(watch, at, numbers, counter))
+        stopped += answer.code == 130
         where = f"imports at {at:,} of {number:,}, {[one.name for one in numbers]}"
         findings += [f"{where}: {one}" for one in stop_findings(answer, base, (2, 130))]
-    return findings
+    return findings if stopped > 3 else [*findings, f"only {stopped} commands were stopped"]
 
 
 # ---- disks
@@ -321,8 +323,8 @@ def full(base: Path) -> list[str]:
         expected = outcome(disk / "out")
         size = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
         number = len(expected)
-        options = [f"size={int(size * share) // 1024}k" for share in (0.05, 0.2, 0.5, 0.8, 0.95)]
-        options += [f"nr_inodes={count}" for count in (2, 4, number // 2, number - 2)]
+        options = [f"size={int(size * share) // 1024}k" for share in (0.05, 0.4, 0.9)]
+        options += [f"nr_inodes={count}" for count in (2, number // 2, number - 2)]
         for option in options:
             subprocess.run(["umount", disk], check=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", option, "none", disk], check=True)
@@ -355,8 +357,10 @@ def main() -> None:
     mode, base = sys.argv[1], Path(sys.argv[2])
     if mode != "imports":
         importlib.import_module("torch").set_num_threads(1)
-        for name in ("pipeline", "options", "sample"):
-            importlib.import_module(f"hd_trainer.{name}")
+        # What children would import each: PyTorch does so when it first draws on "meta".
+        for name in ("hd_trainer.pipeline", "hd_trainer.options", "hd_trainer.sample", "sklearn.datasets"):
+            importlib.import_module(name)
+        importlib.import_module("torch").empty(1, device="meta").normal_()
     modes = {"kills": kills, "stops": stops, "imports": imports, "limited": limited, "full": full}
     print(json.dumps(modes[mode](base)))
 

@@ -239,17 +239,28 @@ def test_a_second_signal_does_not_wait_for_the_step(tmp_path: Path) -> None:
     assert (tmp_path / "done.json").exists()
 
 
-def test_a_weight_that_is_not_finite_after_the_last_update_is_not_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weight", "pixel", "message"),
+    [
+        (math.nan, 0.0, r"^model\.weight is no longer finite after step 11; lower"),
+        (1e37, math.inf, r"^toy: samples no longer finite after step 11; lower"),  # finite, but it overflows in use
+    ],
+)
+def test_what_is_not_finite_after_the_last_update_is_not_saved(
+    weight: float, pixel: float, message: str, tmp_path: Path
+) -> None:
     task = toy()
+    images = torch.zeros(1, 1, 2, 2)
 
     def step(index: int) -> dict[str, Tensor]:
         record = task.step(index)  # its loss is finite: it was taken before the update
         if index == task.steps - 1:
-            task.modules["model"].weight.data[0, 0] = math.nan
+            task.modules["model"].weight.data[0, 0] = weight
+            images.fill_(pixel)
         return record
 
-    with pytest.raises(UserError, match=r"^model\.weight is no longer finite after step 11; lower"):
-        train(replace(task, step=step), tmp_path, EVERY)
+    with pytest.raises(UserError, match=message):
+        train(replace(task, step=step, sample=lambda: images), tmp_path, EVERY)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000004", "000008"]
     assert not {"done.json", "model.safetensors", "samples.png"} & {path.name for path in tmp_path.iterdir()}
 

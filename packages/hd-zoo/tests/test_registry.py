@@ -146,13 +146,15 @@ def test_a_whole_number_will_do_where_a_float_is_wanted() -> None:
 
 
 def test_build_knows_its_architectures_alone() -> None:
-    with pytest.raises(ValueError, match=r"unknown architecture 'os\.system'; known: mlp, transformer"):
+    with pytest.raises(
+        ValueError, match=r"unknown architecture 'os\.system'; known: added_interval, diffusers, mlp, transformer"
+    ):
         build("os.system", {})
     with pytest.raises(ValueError, match=r"cannot build 'transformer': .*image_size"):
         build("transformer", {})
     with pytest.raises(ValueError, match="cannot build 'mlp'"):
         build("mlp", {"width": 2**62}, device="meta")
-    assert set(ARCHITECTURES) == {"mlp", "transformer"}
+    assert set(ARCHITECTURES) == {"added_interval", "mlp", "transformer"}
 
 
 def test_a_meta_build_draws_no_random_numbers_and_holds_no_memory() -> None:

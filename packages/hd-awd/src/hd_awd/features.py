@@ -25,7 +25,7 @@ class FeatureTap:
     Args:
         network: any module; tap it before ``torch.compile``, which passes hooks by.
         names: names of modules in it, as ``network.named_modules()`` spells them; features come in this
-            order.
+            order. :func:`hd_awd.default_layers` finds some.
 
     Raises:
         ValueError: for no names, a repeated one, or one that the network lacks (with those that are near).
@@ -51,7 +51,7 @@ class FeatureTap:
         Raises:
             RuntimeError: if a module did not run, or ran more than once, in this call.
             TypeError: if a module's output is no tensor.
-            ValueError: if it is neither (B, N, C), (B, C, H, W) nor (B, C).
+            ValueError: if it is neither (B, N, C), (B, C, H, W), (B, C, T, H, W) nor (B, C).
         """
         return self.run(*args, **kwargs)[1]
 
@@ -77,9 +77,9 @@ class FeatureTap:
 def as_tokens(feature: Any, name: str = "the module") -> Tensor:
     """A module's output as tokens (B, N, C): a view of it where strides allow, with its graph.
 
-    Tokens (B, N, C) stay as they are; a convolutional map (B, C, H, W) becomes (B, H W, C), row-major; a
-    vector (B, C) becomes (B, 1, C). A tuple or list stands for its first entry (many blocks return (hidden,
-    something)).
+    Tokens (B, N, C) stay as they are; a convolutional map (B, C, H, W) becomes (B, H W, C), row-major; one of video
+    (B, C, T, H, W) becomes (B, T H W, C), frame after frame; a vector (B, C) becomes (B, 1, C). A tuple or list
+    stands for its first entry (many blocks return (hidden, something)).
 
     Raises:
         TypeError: for anything that is not a tensor.
@@ -89,10 +89,14 @@ def as_tokens(feature: Any, name: str = "the module") -> Tensor:
         feature = feature[0]
     if not isinstance(feature, Tensor):
         raise TypeError(f"{name} puts out {type(feature).__name__}, not a tensor")
+    if feature.ndim == 5:
+        return rearrange(feature, "b c t h w -> b (t h w) c")
     if feature.ndim == 4:
         return rearrange(feature, "b c h w -> b (h w) c")
     if feature.ndim == 3:
         return feature
     if feature.ndim == 2:
         return feature[:, None]
-    raise ValueError(f"{name} puts out shape {tuple(feature.shape)}; (B, N, C), (B, C, H, W) or (B, C) is needed")
+    raise ValueError(
+        f"{name} puts out shape {tuple(feature.shape)}; (B, N, C), (B, C, H, W), (B, C, T, H, W) or (B, C) is needed"
+    )

@@ -35,6 +35,12 @@ def check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name} must lie in [0, 1]; got {value!r}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False; got {value!r}")
+
+
 def check_sampler(name: str, value: Any, signature: str) -> None:
     """Raise ValueError unless ``value`` is an object (not a class) with a method ``sample``."""
     if isinstance(value, type) or not callable(getattr(value, "sample", None)):

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hd_meanflow.checks import check_finite, check_positive, check_share
+from hd_meanflow.checks import check_finite, check_flag, check_positive, check_share
 
 
 class TimeSampler(Protocol):
@@ -25,8 +25,8 @@ class LogitNormalTimes:
 
     The number of samples with r != t is ``round(interval_share * batch)`` exactly, not a coin per sample:
     every worker of a parallel run then does the same work (and a batch of one or two may have none). They are
-    the first ones of the batch; the data behind them is shuffled. Samples with r = t take a single draw, not
-    the maximum of two [ours].
+    the first ones of the batch; the data behind them is shuffled. Samples with r = t take a single draw
+    unless ``larger_at_r_equal_t`` is set.
     """
 
     mean: float = -0.4
@@ -37,19 +37,22 @@ class LogitNormalTimes:
     """share of the samples with r != t, in [0, 1]; the others have r = t and are plain flow matching"""
     endpoint_share: float = 0.0
     """share of those that are set to (r, t) = (0, 1), the interval of one-step sampling, in [0, 1] [ours]"""
+    larger_at_r_equal_t: bool = False
+    """at r = t, take the larger of two draws, as MeanFlow's published code does, in place of one draw [ours]"""
 
     def __post_init__(self) -> None:
         check_finite("mean", self.mean)
         check_positive("std", self.std)
         check_share("interval_share", self.interval_share)
         check_share("endpoint_share", self.endpoint_share)
+        check_flag("larger_at_r_equal_t", self.larger_at_r_equal_t)
 
     def sample(
         self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> tuple[Tensor, Tensor]:
         """(t, r), float32 of shape (batch,); drawn on the generator's device, then moved to ``device``."""
         draws = torch.randn(2, batch, generator=generator, device=_device(generator, device))
-        return _pair(torch.sigmoid(self.mean + self.std * draws), self.interval_share, self.endpoint_share, device)
+        return _pair(torch.sigmoid(self.mean + self.std * draws), self, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,28 +63,32 @@ class UniformTimes:
     """share of the samples with r != t, in [0, 1]; the others have r = t and are plain flow matching"""
     endpoint_share: float = 0.0
     """share of those that are set to (r, t) = (0, 1), the interval of one-step sampling, in [0, 1] [ours]"""
+    larger_at_r_equal_t: bool = False
+    """at r = t, take the larger of two draws, as MeanFlow's published code does, in place of one draw [ours]"""
 
     def __post_init__(self) -> None:
         check_share("interval_share", self.interval_share)
         check_share("endpoint_share", self.endpoint_share)
+        check_flag("larger_at_r_equal_t", self.larger_at_r_equal_t)
 
     def sample(
         self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> tuple[Tensor, Tensor]:
         """(t, r), float32 of shape (batch,); drawn on the generator's device, then moved to ``device``."""
         draws = torch.rand(2, batch, generator=generator, device=_device(generator, device))
-        return _pair(draws, self.interval_share, self.endpoint_share, device)
+        return _pair(draws, self, device)
 
 
 def _pair(
-    draws: Tensor, interval_share: float, endpoint_share: float, device: torch.device | str | None
+    draws: Tensor, times: LogitNormalTimes | UniformTimes, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
     """Two rows of draws (2, B) -> (t, r) with the exact counts of r != t and of (0, 1)."""
     batch = draws.shape[1]
-    intervals = round(interval_share * batch)
-    endpoints = round(endpoint_share * intervals)
+    intervals = round(times.interval_share * batch)
+    endpoints = round(times.endpoint_share * intervals)
     # Without an interval there is one time only: its law is that of a single draw, not of a maximum.
-    t, r = draws[0].clone(), draws[0].clone()
+    t = draws.amax(dim=0) if times.larger_at_r_equal_t else draws[0].clone()
+    r = t.clone()
     t[:intervals] = draws[:, :intervals].amax(dim=0)
     r[:intervals] = draws[:, :intervals].amin(dim=0)
     t[:endpoints], r[:endpoints] = 1.0, 0.0

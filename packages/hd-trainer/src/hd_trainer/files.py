@@ -81,7 +81,7 @@ def write_files(folder: Path, fill: Callable[[Path], Any], last: str) -> None:
 
 
 def remove_incomplete(parent: Path) -> None:
-    """Remove what a killed process left behind while it wrote into this folder."""
+    """Remove what a killed process left behind while it wrote into this folder, which may be missing."""
     for abandoned in parent.glob(f"{INCOMPLETE}*"):
         if abandoned.is_dir():
             shutil.rmtree(abandoned, ignore_errors=True)

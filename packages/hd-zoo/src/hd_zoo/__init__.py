@@ -18,7 +18,8 @@ from hd_zoo.sampling import (
     shift_times,
     uniform_times,
 )
-from hd_zoo.student import to_student
+from hd_zoo.student import add_interval, to_student
+from hd_zoo.teacher import check_teacher
 from hd_zoo.weights.folders import from_pretrained, read_config, save_pretrained
 from hd_zoo.weights.published import load_published
 from hd_zoo.wrappers.convert import DataPrediction, DiffusedNoise, EDMDenoiser, NoisePrediction, ReversedTime
@@ -39,7 +40,9 @@ __all__ = [
     "MLPField",
     "NoisePrediction",
     "ReversedTime",
+    "add_interval",
     "attention_backend",
+    "check_teacher",
     "create_model",
     "from_pretrained",
     "integrate_dopri5",

@@ -10,11 +10,16 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
+from hd_zoo.networks.interval import AddedInterval
 from hd_zoo.networks.mlp import MLPField
 from hd_zoo.networks.transformer import DiffusionTransformer
 
 #: What a ``config.json`` may name. Nothing else is ever constructed from a file.
-ARCHITECTURES: dict[str, type[nn.Module]] = {"transformer": DiffusionTransformer, "mlp": MLPField}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "transformer": DiffusionTransformer,
+    "mlp": MLPField,
+    "added_interval": AddedInterval,
+}
 
 # Sizes of table 1 of arXiv 2212.09748.
 _S = {"width": 384, "depth": 12, "num_heads": 6}
@@ -121,14 +126,22 @@ def create_model(name: str, *, device: str | torch.device | None = None, **overr
 def build(architecture: str, arguments: dict[str, Any], *, device: str | torch.device | None = None) -> nn.Module:
     """Construct ``ARCHITECTURES[architecture](**arguments)`` and note both on it, for :func:`blueprint`.
 
+    A network among the arguments is itself given as ``{"architecture": ..., "arguments": ...}``.
+
     Raises:
         ValueError: for an unknown architecture or argument, or impossible values.
     """
+    if architecture == "diffusers":  # the field notes both itself
+        from hd_zoo.adapters.rebuild import rebuild
+
+        return rebuild(arguments, device)
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}")
+        names = ", ".join(sorted([*ARCHITECTURES, "diffusers"]))
+        raise ValueError(f"unknown architecture {architecture!r}; known: {names}")
     cls = ARCHITECTURES[architecture]
     known = list(inspect.signature(cls).parameters)
     kinds = get_type_hints(cls.__init__)
+    values = dict(arguments)
     for argument, value in arguments.items():
         if argument not in known:
             raise ValueError(
@@ -137,18 +150,54 @@ def build(architecture: str, arguments: dict[str, Any], *, device: str | torch.d
             )
         # They come from files as well, and must go back into JSON: a Python int, not NumPy's, and no bool.
         kind = kinds[argument]
-        if (isinstance(value, bool) and kind is not bool) or not isinstance(
+        if kind is nn.Module:
+            values[argument] = _build_inside(argument, value, device)
+        elif (isinstance(value, bool) and kind is not bool) or not isinstance(
             value, (int, float) if kind is float else kind
         ):
             name = getattr(kind, "__name__", kind)
             raise ValueError(f"argument {argument!r} of {architecture!r} must be {name}; got {value!r}")
     try:
         with torch.device(device) if device else contextlib.nullcontext():
-            model = cls(**arguments)
+            model = cls(**values)
     except (TypeError, RuntimeError) as error:  # an argument is missing; sizes beyond all memory
         raise ValueError(f"cannot build {architecture!r}: {error}") from error
-    model.architecture, model.arguments = architecture, dict(arguments)  # type: ignore[assignment]
+    note(model, architecture, arguments)
     return model
+
+
+def _build_inside(argument: str, value: Any, device: str | torch.device | None) -> nn.Module:
+    """A network that is an argument of another one. It has none inside itself, so that files cannot nest for ever."""
+    parts = value if isinstance(value, dict) else {}
+    architecture, arguments = parts.get("architecture"), parts.get("arguments")
+    typed = isinstance(architecture, str) and isinstance(arguments, dict)
+    if parts.keys() != {"architecture", "arguments"} or not typed or architecture == "added_interval":
+        raise ValueError(f"argument {argument!r} must be an architecture and its arguments; got {str(value)[:60]}")
+    return build(parts["architecture"], parts["arguments"], device=device)
+
+
+def most_blocks(arguments: dict[str, Any]) -> int:
+    """The largest number of blocks that a configuration asks for anywhere: to be checked before it is built."""
+    counts = [1]
+    for name, value in arguments.items():
+        inner = value if isinstance(value, list) and "layers" in name else [value]
+        for one in inner:
+            if isinstance(one, dict):
+                counts.append(most_blocks(one))
+            elif isinstance(one, int) and (name == "depth" or "layers" in name):
+                counts.append(one)
+    return max(counts)
+
+
+def computed_buffers(model: nn.Module) -> list[str]:
+    """Names of buffers that are in no file; a model made on the "meta" device has none of their values."""
+    kept = model.state_dict().keys()
+    return [name for name, _ in model.named_buffers() if name not in kept]
+
+
+def note(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> None:
+    """Note on a network what it takes to :func:`build` it again."""
+    model.architecture, model.arguments = architecture, dict(arguments)  # type: ignore[assignment]
 
 
 def blueprint(model: nn.Module) -> tuple[str, dict[str, Any]]:

@@ -79,6 +79,13 @@ def test_no_label_is_the_null_class(make_dit: Any) -> None:
     torch.testing.assert_close(network(x, t), network(x, t, labels=torch.full((5,), 10)))
 
 
+def test_no_label_is_dropped_in_training_mode(make_dit: Any) -> None:
+    network = DiTNoise(make_dit())
+    x, t = torch.randn(64, 4, 8, 8), torch.full((64,), 0.5)
+    labels = torch.arange(64) % 10
+    assert torch.equal(network.train()(x, t, labels=labels), network.eval()(x, t, labels=labels))
+
+
 def test_the_converted_network_is_a_copy(make_dit: Any) -> None:
     theirs = make_dit().train()
     ours = from_diffusers_dit(theirs)

@@ -25,6 +25,9 @@ from hd_trainer.files import (
 
 FOLDER, TENSORS, FACTS = "checkpoints", "state.safetensors", "state.json"
 
+#: What to do about a network that has diverged.
+DIVERGED = "lower its learning rate and start again in another folder"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -50,10 +53,7 @@ def save_checkpoint(
     tensors |= {f"optimizer.{n}.{k}": v for n, o in optimizers.items() for k, v in o.tensors().items()}
     for name, tensor in tensors.items():
         if not _is_all_finite(tensor):
-            raise UserError(
-                f"{name.split('.', 1)[1]} is no longer finite after step {progress.step}; "
-                "lower its learning rate and start again in another folder"
-            )
+            raise UserError(f"{name.split('.', 1)[1]} is no longer finite after step {progress.step}; {DIVERGED}")
     parent = folder / FOLDER
     parent.mkdir(exist_ok=True)
 
@@ -68,8 +68,7 @@ def save_checkpoint(
 def tidy(folder: Path, keep: int = 2) -> None:
     """Remove all checkpoints but the newest ``keep``, and what a killed process left half-written."""
     remove_incomplete(folder)
-    if (folder / FOLDER).is_dir():
-        remove_incomplete(folder / FOLDER)
+    remove_incomplete(folder / FOLDER)
     for old in complete_checkpoints(folder)[:-keep]:
         remove_folder(old)
 

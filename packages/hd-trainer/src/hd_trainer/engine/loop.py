@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from hd_trainer import signals
 from hd_trainer.checks import check_steps
-from hd_trainer.engine.checkpoint import Progress, load_newest, save_checkpoint, tidy
+from hd_trainer.engine.checkpoint import DIVERGED, Progress, load_newest, save_checkpoint, tidy
 from hd_trainer.engine.optimizer import Optimizer
 from hd_trainer.errors import UserError
-from hd_trainer.files import write_json
+from hd_trainer.files import remove_incomplete, write_json
 from hd_trainer.images import save_grid
 from hd_trainer.writers import JsonLines, WriterFactory
 
@@ -65,6 +65,7 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
         print(f"{task.name}: done already ({folder})")
         return
     tidy(folder)
+    remove_incomplete(folder / SAMPLES)
     progress = load_newest(folder, task.modules, task.optimizers)
     start, sums = progress.step, dict(progress.sums)
     opened = [factory(folder, start) for factory in writers]
@@ -111,20 +112,14 @@ def _check_finite(name: str, step: int, sums: dict[str, tuple[float, int]]) -> N
     """At every step, so that a diverged run ends at once."""
     broken = [key for key, (total, _) in sums.items() if not math.isfinite(total)]
     if broken:
-        raise UserError(
-            f"{name}: {', '.join(broken)} no longer finite at step {step}; "
-            f"lower its learning rate and start again in another folder"
-        )
+        raise UserError(f"{name}: {', '.join(broken)} no longer finite at step {step}; {DIVERGED}")
 
 
 def _draw(task: Task, step: int) -> Tensor:
     """The task's samples. They are drawn before a checkpoint is written: finite weights may still overflow in use."""
     images = task.sample()
     if not bool(images.isfinite().all()):
-        raise UserError(
-            f"{task.name}: samples no longer finite after step {step}; "
-            "lower its learning rate and start again in another folder"
-        )
+        raise UserError(f"{task.name}: samples no longer finite after step {step}; {DIVERGED}")
     return images
 
 

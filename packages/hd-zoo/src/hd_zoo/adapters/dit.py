@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from hd_zoo.adapters.rebuild import OfDiffusers
 from hd_zoo.field import check_times, labels_or_null
 from hd_zoo.networks.embedding import grid_embedding
 from hd_zoo.networks.transformer import DiffusionTransformer
@@ -16,17 +17,21 @@ from hd_zoo.registry import build
 from hd_zoo.wrappers.convert import DiffusedNoise
 
 
-class DiTNoise(nn.Module):
-    """The wrapped model's noise: ``network(z, i / 1000, labels=...)``, what :class:`hd_zoo.DiffusedNoise` expects."""
+class DiTNoise(OfDiffusers):
+    """The wrapped model's noise: ``network(z, i / 1000, labels=...)``, what :class:`hd_zoo.DiffusedNoise` expects.
 
-    model: Any
+    Its own dropout of labels is off, also in training mode: which labels a student sees is the loop's business.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        for module in model.modules():  # in training mode it would replace a tenth of the labels
+            if type(module).__name__ == "LabelEmbedding":
+                module.dropout_prob = 0.0  # type: ignore[assignment]
 
-    #: r is ignored.
-    takes_r = False
+    #: Where :func:`hd_zoo.to_student` adds the interval: each block embeds the time, the first one for the output too.
+    time_embedding_at, time_embedding_repeated = "model.transformer_blocks.*.norm1.emb", True
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hd_zoo.adapters.rebuild import OfDiffusers
 from hd_zoo.field import check_times
 from hd_zoo.networks.embedding import TimeEmbedding
 
 
-class SanaField(nn.Module):
+class SanaField(OfDiffusers):
     """``field(x, t, r=None, prompt=..., prompt_mask=None, guidance=None)``; Sana predicts our velocity at our time.
 
     The wrapped model is shown 1000 t ``timestep_scale``. r is ignored unless the model is a student's
@@ -29,8 +30,6 @@ class SanaField(nn.Module):
         ValueError: for a model whose output is no velocity; in a call for times or guidance of another shape, for
             guidance that is missing or that the model does not take.
     """
-
-    model: Any
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -50,6 +49,11 @@ class SanaField(nn.Module):
         """(channels, height, width) of one sample at the size of training; others run too."""
         config = self.model.config
         return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def time_embedding_at(self) -> str:
+        """Where :func:`hd_zoo.to_student` adds the interval."""
+        return f"model.time_embed.{'' if self.model.config.guidance_embeds else 'emb.'}timestep_embedder"
 
     @property
     def takes_r(self) -> bool:

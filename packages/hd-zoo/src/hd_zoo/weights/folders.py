@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hd_zoo.registry import blueprint, build
+from hd_zoo.registry import blueprint, build, computed_buffers, most_blocks
 from hd_zoo.weights.shards import (
     INDEX,
     SHARD_BYTES,
@@ -111,8 +111,8 @@ def from_pretrained(
     files = shard_files(folder)
     config = read_config(folder)
     found = describe_tensors(files)
-    depth = config["arguments"].get("depth", 1)
-    if isinstance(depth, int) and depth > len(found):  # or building it would take for ever
+    depth = most_blocks(config["arguments"])
+    if depth > len(found):  # or building it would take for ever
         raise ValueError(
             f"{files[0]} does not fit its {CONFIG}: {one_line(depth, 30)} blocks, but {len(found)} tensors"
         )
@@ -121,6 +121,9 @@ def from_pretrained(
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{folder / CONFIG}: {one_line(error, 300)}") from error
     _check_fit(files[0], model.state_dict(), found)
+    if computed_buffers(model):  # now that the sizes are the file's
+        with torch.random.fork_rng(devices=[]):
+            model = build(config["architecture"], config["arguments"]).to(device)
     tensors = dict(read_tensors(files, device, dtype))
     try:
         check_finite(tensors)
