@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +147,27 @@ def test_stopped_is_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     answer = hdistill("run", "digits", "--smoke", "--out", tmp_path / "new")
     assert answer.code == 130
     assert "interrupted" in answer.line
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_stop_goes_on_where_it_was(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    command = [sys.executable, "-m", "hd_trainer", "train", "teacher", *SHORT[1:], "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        limit = time.monotonic() + 120
+        # The file is there once the loop has begun, and with it the handlers.
+        while not (out / "teacher/checkpoints/000005/state.json").exists() and time.monotonic() < limit:
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGTERM)
+        printed, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "the same command" in errors.splitlines()[-1]
+    assert "Traceback" not in printed + errors
+    assert hdistill("train", "teacher", *SHORT[1:], "--out", out).code == 0
+    assert same_weights(out / "teacher", finished / "teacher")
 
 
 # ---- stages and weights
