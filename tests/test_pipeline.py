@@ -79,11 +79,11 @@ def train_stage_2(student: nn.Module, teacher: GaussianTeacher, fake: nn.Module,
     levels, matching = UniformLevels(), DistributionMatchingLoss()
     tap = FeatureTap(eyes.requires_grad_(False), ["blocks.1"])
     torch.manual_seed(2)
-    critic = Discriminator([64], num_queries=2, head_width=16, hidden=32)
+    discriminator = Discriminator([64], num_queries=2, head_width=16, hidden=32)
     turns = {
         "student": torch.optim.Adam(student.parameters(), lr=1e-3, betas=(0.5, 0.99)),
         "fake": torch.optim.Adam(fake.parameters(), lr=2e-3),
-        "critic": torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.99)),
+        "discriminator": torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99)),
     }
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(turns["student"], steps)
     student.requires_grad_(True)
@@ -93,12 +93,12 @@ def train_stage_2(student: nn.Module, teacher: GaussianTeacher, fake: nn.Module,
         if step % 3 == 0:
             x_t, t, _ = noised(sample, levels, generator)
             loss = matching(sample, real=teacher, fake=fake, generator=generator).loss
-            loss = loss + 3e-3 * generator_loss(critic(tap(x_t, t)))
+            loss = loss + 3e-3 * generator_loss(discriminator(tap(x_t, t)))
             update(turns["student"], loss)
         rate.step()
         update(turns["fake"], fake_score_loss(fake, sample, noise_levels=levels, generator=generator).loss)
         seen = [noised(x, levels, generator)[:2] for x in (teacher.data(256, generator), sample.detach())]
-        update(turns["critic"], discriminator_loss(*(critic(tap(x_t, t)) for x_t, t in seen)))
+        update(turns["discriminator"], discriminator_loss(*(discriminator(tap(x_t, t)) for x_t, t in seen)))
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -193,8 +193,8 @@ def test_the_derivative_through_the_transformer_is_the_finite_difference(
     assert not found.requires_grad
     assert all(p.grad is None for p in model.parameters())
     # The interval matters: with r moving along, the derivative is another.
-    moving = (model(x + h * velocity, t + h, r + h, labels=labels) - model(x, t, r, labels=labels)) / h
-    assert (moving - expected).abs().mean() > 0.01
+    with_r = (model(x + h * velocity, t + h, r + h, labels=labels) - model(x, t, r, labels=labels)) / h
+    assert (with_r - expected).abs().mean() > 0.01
 
 
 @pytest.mark.parametrize("network", ["transformer", "mlp"])

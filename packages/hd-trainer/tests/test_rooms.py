@@ -16,11 +16,13 @@ SOURCE = Path(hd_trainer.__file__).parent
 ROOMS = {
     "a gradient is taken": (r"\.backward\(|autograd\.grad\(", "engine/optimizer.py"),
     "a random number begins": (
-        r"torch\.(rand|randn|randint|randperm|normal|manual_seed)\(|Generator\(\)|seeded_noise\(|fork_rng",
+        r"torch\.(rand|randn|randint|rand_like|randn_like|randperm|normal|bernoulli|multinomial|manual_seed)\(|"
+        r"np\.random|import random|\.(normal_|uniform_|bernoulli_)\(|Generator\(\)|seeded_noise\(|fork_rng",
         "engine/draws.py",
     ),
     "a file is written": (
-        r"write_text\(text|write_bytes\(|save_file\(|os\.replace\(|mkdtemp|mkstemp|rmtree|\.unlink\(|open\([^)]*\"[wa]",
+        r"\.write_text\(|\.write_bytes\(|save_file\(|torch\.save\(|os\.replace\(|mkdtemp|mkstemp|rmtree|\.unlink\(|"
+        r"open\([^)]*['\"][wax]",
         "files.py",
     ),
     "a network is made, loaded or saved": (
