@@ -60,6 +60,25 @@ def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def folder_in_progress(target: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it is put where ``target`` is, which is replaced, once the block has ended well.
+
+    For what takes long: unlike with :func:`write_folder`, whatever fills it can be interrupted.
+    """
+    with signals.held():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=INCOMPLETE))
+    try:
+        yield temporary
+        with signals.held():
+            if target.exists():
+                remove_folder(target)
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_files(folder: Path, fill: Callable[[Path], Any], last: str) -> None:
     """Call ``fill(temporary folder)``, then move what is in it into ``folder``, the file named ``last`` at the end.
 
