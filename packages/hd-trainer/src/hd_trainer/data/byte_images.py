@@ -20,8 +20,8 @@ SPLIT_SEED, HELD_OUT = 0, 0.1
 class ByteImages:
     """A split of uint8 images.
 
-    With ``flip`` it is twice as long: sample N + i is the mirror image of sample i. So an epoch shows each image once as
-    it is and once mirrored. Which of the two a batch holds is a function of the seed and the step, as its order is.
+    With ``flip`` it is twice as long: sample N + i is the mirror image of sample i. An epoch then shows each image once
+    as it is and once mirrored. Which of the two a batch holds is a function of the seed and the step, as its order is.
     """
 
     pixels: np.ndarray
