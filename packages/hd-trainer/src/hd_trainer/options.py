@@ -51,6 +51,16 @@ class FolderOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmojiOptions:
+    """Build the emoji set, which `--data emoji` reads: drawings and names from npm, rendered by resvg-py."""
+
+    out: Path | None = None
+    """folder to make; none given: in the cache folder, where `--data emoji` looks for it"""
+    packages: Path | None = None
+    """folder with the packages as `npm pack` writes them; none given: npm downloads them, 28 MB"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Train teacher, stage 1 and stage 2, evaluate and report. Done parts are kept, stopped ones go on."""
 
