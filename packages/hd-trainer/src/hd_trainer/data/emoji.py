@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hd_trainer.data.byte_images import from_rows
+from hd_trainer.data.byte_images import SPLIT_SEED, from_rows
 from hd_trainer.data.dataset import Dataset
 from hd_trainer.data.source import a_switch, cache_folder, existing, split_options
+from hd_trainer.engine.draws import shuffled
 from hd_trainer.errors import UserError
 from hd_trainer.files import read_json
 
@@ -46,11 +47,13 @@ def load_emoji(text: str) -> Dataset:
         fits = False
     if not fits:
         raise UserError(f"the emoji set in {folder} is damaged; {HOW_TO_BUILD} --out {folder}")
+    # They lie sorted by style; whoever looks at the first few must see all of them.
+    order = shuffled(number, SPLIT_SEED)
     return from_rows(
         "emoji",
         pixels,
-        (held_out == 0).nonzero()[:, 0],
-        (held_out != 0).nonzero()[:, 0],
+        order[held_out[order] == 0],
+        order[held_out[order] != 0],
         labels,
         classes=classes,
         flip=options.get("flip", False),

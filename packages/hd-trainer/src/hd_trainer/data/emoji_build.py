@@ -1,4 +1,4 @@
-"""``hdistill emoji``: the emoji set, rendered here from npm packages of drawings and names under permissive licences."""
+"""``hdistill emoji``: the emoji set, rendered here from npm packages of drawings and names with permissive licences."""
 
 from __future__ import annotations
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +11,12 @@ import torch
 
 from hd_trainer import decoding
 from hd_trainer.data.byte_images import HELD_OUT, images_from_bytes
+from hd_trainer.data.cache import Pictures, cached_pictures
 from hd_trainer.data.dataset import FEWEST, Dataset
 from hd_trainer.data.source import (
     a_share,
     a_size,
     a_switch,
-    cache_folder,
     channels,
     existing,
     split_options,
@@ -27,27 +24,11 @@ from hd_trainer.data.source import (
 )
 from hd_trainer.data.workers import decode_files
 from hd_trainer.errors import UserError
-from hd_trainer.files import folder_in_progress, read_json, write_json
 
 OPTIONS = {"size": a_size, "channels": channels, "flip": a_switch, "held_out": a_share}
 
 #: Files of more bytes than this in all are decoded once, by worker processes, and kept in the cache folder [ours].
 LARGE = 16 << 20
-
-#: Part of the key under which decoded pictures are kept: another number when the rule for a picture changes.
-RULE = 1
-
-IMAGES, FACTS = "images.npy", "pictures.json"
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Decoded pictures of one size."""
-
-    pixels: np.ndarray
-    """(N, H, W, C) uint8; rows of unreadable pictures hold nothing"""
-    unreadable: dict[int, str]
-    """reason by row"""
 
 
 def load_folder(text: str) -> Dataset:
@@ -64,7 +45,7 @@ def load_folder(text: str) -> Dataset:
         raise UserError(f"{root} holds {len(files)} picture(s); at least {2 * FEWEST} are needed: add some")
     size, wanted = options.get("size"), options.get("channels")
     if sum(file.stat().st_size for file in files) > LARGE:
-        found = cached_pictures(root, files, size, wanted)
+        found = decode_once(root, files, size, wanted)
     else:
         found = decode_here(root, files, size, wanted)
     tell_left_out(name, len(files), ((_relative(files[row], root), why) for row, why in found.unreadable.items()))
@@ -135,41 +116,19 @@ def decode_here(root: Path, files: list[Path], size: int | None, channels: int |
     return Pictures(pixels, dict(sorted(unreadable.items())))
 
 
-def cached_pictures(root: Path, files: list[Path], size: int | None, channels: int | None) -> Pictures:
-    """Decode once, by worker processes, into the cache folder; afterwards the file there is memory-mapped.
+def decode_once(root: Path, files: list[Path], size: int | None, channels: int | None) -> Pictures:
+    """Decode by worker processes into the cache folder, unless that is done.
 
-    It is found again by a hash of the names, sizes and times of all files and of what was asked for.
+    They are found again by a hash of the names, sizes and times of all files and of what was asked for.
     """
     listing = [(_relative(file, root), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([RULE, size, channels, listing]).encode()).hexdigest()
-    target = cache_folder() / "pictures" / key[:32]
-    if (found := _read_cache(target, len(files))) is not None:
-        return found
-    shape, unreadable = _shape(root, files, size, channels)
-    rows = [row for row in range(len(files)) if row not in unreadable]
-    with folder_in_progress(target) as temporary:
-        pixels = np.lib.format.open_memmap(temporary / IMAGES, "w+", dtype=np.uint8, shape=(len(files), *shape))
-        _take_room(temporary / IMAGES)
-        unreadable |= decode_files(files, rows, pixels, size)
-        pixels.flush()
-        write_json(temporary / FACTS, {"unreadable": sorted(unreadable.items())})
-    again = _read_cache(target, len(files))
-    if again is None:
-        raise UserError(f"{target} cannot be read back; choose another cache folder with HDISTILL_CACHE")
-    return again
 
+    def fill(room: Callable[[tuple[int, ...]], np.ndarray]) -> dict[int, str]:
+        shape, unreadable = _shape(root, files, size, channels)
+        rows = [row for row in range(len(files)) if row not in unreadable]
+        return unreadable | decode_files(files, rows, room(shape), size)
 
-def _read_cache(target: Path, number: int) -> Pictures | None:
-    """What was kept there; None if nothing was, or it is damaged."""
-    if not (target / IMAGES).is_file():
-        return None
-    try:
-        pixels = np.load(target / IMAGES, mmap_mode="r", allow_pickle=False)
-        unreadable = {int(row): str(why) for row, why in read_json(target / FACTS)["unreadable"]}
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-    fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == number
-    return Pictures(pixels, unreadable) if fits else None
+    return cached_pictures(["folder", size, channels, listing], len(files), fill)
 
 
 def _shape(
@@ -200,13 +159,6 @@ def _shape(
         found = f"{len(sizes)} different sizes" if others else "one size that is not square"
         raise UserError(f"{root} has pictures of {found} ({shown}): choose a side, e.g. folder:{root}?size=32")
     return (height, width, depth), unreadable
-
-
-def _take_room(path: Path) -> None:
-    """Claim the file's blocks: a disk that fills up under a memory map kills the process without a word."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _below(folder: Path) -> Iterator[Path]:
