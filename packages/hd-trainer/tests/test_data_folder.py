@@ -245,6 +245,17 @@ def test_a_damaged_cache_is_made_again(large: Path, tmp_path: Path) -> None:
         assert everything(load_data(f"folder:{large}?size=16")) == first
 
 
+def test_what_a_killed_process_left_is_removed_a_day_later(large: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "cache" / "pictures"
+    for name in (".incomplete-old", ".incomplete-new"):
+        (kept / name).mkdir(parents=True)
+        (kept / name / "images.npy").write_bytes(b"half")
+    for path in (kept / ".incomplete-old" / "images.npy", kept / ".incomplete-old"):
+        os.utime(path, (1, 1))
+    load_data(f"folder:{large}?size=16")
+    assert [path.name for path in kept.glob(".incomplete-*")] == [".incomplete-new"]
+
+
 def test_a_picture_that_brings_its_decoder_down_is_left_out(
     large: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

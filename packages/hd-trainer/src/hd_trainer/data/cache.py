@@ -14,10 +14,13 @@ import numpy as np
 
 from hd_trainer.data.source import cache_folder
 from hd_trainer.errors import UserError
-from hd_trainer.files import folder_in_progress, read_json, write_json
+from hd_trainer.files import folder_in_progress, read_json, remove_incomplete, write_json
 
 #: Part of every key: another number when the rule for a picture changes.
 RULE = 1
+
+#: Seconds after which an unfinished entry is nobody's: other commands may be at work in the same folder.
+ABANDONED = 86_400.0
 
 IMAGES, FACTS = "images.npy", "pictures.json"
 
@@ -50,6 +53,7 @@ def cached_pictures(key: Any, number: int, fill: Callable[[Room], dict[int, str]
     target = cache_folder() / "pictures" / digest[:32]
     if (found := _read(target, number)) is not None:
         return found
+    remove_incomplete(target.parent, older_than=ABANDONED)
     with folder_in_progress(target) as temporary:
 
         def room(shape: tuple[int, ...]) -> np.ndarray:
