@@ -141,6 +141,23 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> 
     assert everything(data) == {wanted(one): 0 for one in birds} | {wanted(one): 1 for one in cats}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_names_that_are_not_utf8_are_read_and_can_be_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HDISTILL_CACHE", str(tmp_path / "cache"))
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "shapes") + b"/caf\xe9"))
+    save_pictures(odd, drawn(8))
+    save_pictures(tmp_path / "shapes" / "z", drawn(8, seed=1))
+    Path(os.fsdecode(os.fsencode(odd) + b"/\xff.png")).write_bytes(b"nothing")
+    for limit in (1, 1 << 30):  # through the workers, and here
+        monkeypatch.setattr(folders, "LARGE", limit)
+        data = load_data(f"folder:{tmp_path / 'shapes'}")
+        assert data.classes == ("caf\\udce9", "z")
+        assert len(everything(data)) == 16
+        assert "1 of 17 pictures cannot be read" in capsys.readouterr().err
+
+
 def test_a_folder_without_sub_folders_has_no_classes(tmp_path: Path) -> None:
     pictures = drawn(20)
     save_pictures(tmp_path, pictures)

@@ -96,7 +96,8 @@ def find_pictures(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
         raise UserError(f"{root} has one class ({only}): name that folder instead, folder:{root / only}")
     files = [file for found in inside.values() for file in found]
     labels = [label for label, found in enumerate(inside.values()) for _ in found]
-    return files, labels, tuple(inside)
+    # A folder may be named in other bytes than UTF-8, which no report could show.
+    return files, labels, tuple(name.encode(errors="backslashreplace").decode() for name in inside)
 
 
 def decode_here(root: Path, files: list[Path], size: int | None, channels: int | None) -> Pictures:
