@@ -195,7 +195,15 @@ BAD: dict[str, tuple[str, str]] = {
         "return images_from_arrays('mine', X, np.arange(30) % 5, classes=('a', 'b'))",
         "labels must lie in 0..1 for 2 classes; got 0..4",
     ),
-    "labels below zero": ("return images_from_arrays('mine', X, np.arange(30) - 1)", "labels must be >= 0; got -1"),
+    "labels below zero": (
+        "return images_from_arrays('mine', X, np.arange(30) - 1)",
+        "labels must lie in 0..99999; got -1..28",
+    ),
+    "labels far too large": (
+        "return images_from_arrays('mine', X, np.full(30, 10**12))",
+        "labels must lie in 0..99999; got 1000000000000..1000000000000",
+    ),
+    "complex labels": ("return images_from_arrays('mine', X, np.arange(30) * 1j)", "labels must be 30 integers"),
     "fewer labels than images": (
         "return images_from_arrays('mine', X, np.arange(7))",
         "labels must be 30 integers, one per image; got torch.int64 (7,)",

@@ -37,7 +37,7 @@ ROOMS = {
 #: From the bottom up: a room imports none above it.
 FLOORS = [
     ("errors.py", "version.py", "earlier.py", "signals.py"),
-    ("checks.py", "decoding.py", "files.py", "user_code.py"),
+    ("checks.py", "decoding.py", "files.py", "options.py", "user_code.py"),
     ("images.py", "writers/"),
     ("engine/",),
     ("data/",),
@@ -47,7 +47,7 @@ FLOORS = [
     ("stages/",),
     ("settings.py",),
     ("recipes/", "run_folder.py"),
-    ("options.py", "sample.py", "report/"),
+    ("run_options.py", "sample.py", "report/"),
     ("pipeline.py",),
     ("__init__.py", "cli.py"),
     ("__main__.py",),

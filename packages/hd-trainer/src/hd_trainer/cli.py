@@ -117,8 +117,8 @@ def _run(arguments: list[str]) -> None:
     if arguments[:1] and arguments[0] in HELP_FLAGS:
         return _print_usage("run")
     with signals.held():
-        from hd_trainer.options import parse_settings
         from hd_trainer.pipeline import run
+        from hd_trainer.run_options import parse_settings
     options = parse_settings("run", arguments)
     run(
         options.settings,
@@ -140,8 +140,8 @@ def _train(arguments: list[str]) -> None:
     if arguments[1:2] and arguments[1] in HELP_FLAGS:
         return _print_usage(f"train {arguments[0]}")
     with signals.held():
-        from hd_trainer.options import parse_settings
         from hd_trainer.pipeline import check, context_of, train_stage
+        from hd_trainer.run_options import parse_settings
     options = parse_settings(f"train {arguments[0]}", arguments[1:])
     context = context_of(options.settings)
     given = {"teacher_weights": options.teacher_weights, "student_weights": options.student_weights}
@@ -152,22 +152,28 @@ def _train(arguments: list[str]) -> None:
 def _sample(arguments: list[str]) -> None:
     with signals.held():
         from hd_trainer.options import SampleOptions, parse
+    options = parse(SampleOptions, arguments, "hdistill sample")
+    with signals.held():
         from hd_trainer.sample import sample
-    sample(**vars(parse(SampleOptions, arguments, "hdistill sample")))
+    sample(**vars(options))
 
 
 def _evaluate(arguments: list[str]) -> None:
     with signals.held():
         from hd_trainer.options import FolderOptions, parse
+    folder = parse(FolderOptions, arguments, "hdistill evaluate").folder
+    with signals.held():
         from hd_trainer.pipeline import evaluate_folder
-    evaluate_folder(parse(FolderOptions, arguments, "hdistill evaluate").folder)
+    evaluate_folder(folder)
 
 
 def _report(arguments: list[str]) -> None:
     with signals.held():
         from hd_trainer.options import FolderOptions, parse
+    folder = parse(FolderOptions, arguments, "hdistill report").folder
+    with signals.held():
         from hd_trainer.pipeline import report_folder
-    print(f"Wrote {report_folder(parse(FolderOptions, arguments, 'hdistill report').folder)}")
+    print(f"Wrote {report_folder(folder)}")
 
 
 def _list(arguments: list[str]) -> None:
@@ -183,9 +189,10 @@ def _list(arguments: list[str]) -> None:
 
 def _emoji(arguments: list[str]) -> None:
     with signals.held():
-        from hd_trainer.data.emoji_build import build_emoji
         from hd_trainer.options import EmojiOptions, parse
     options = parse(EmojiOptions, arguments, "hdistill emoji")
+    with signals.held():
+        from hd_trainer.data.emoji_build import build_emoji
     print(f"Wrote {build_emoji(options.out, options.packages)}")
 
 

@@ -7,12 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,8 +23,8 @@ from hd_trainer.errors import UserError
 #: Begins the name of whatever is being written; one that a killed process left behind may be removed.
 INCOMPLETE = ".incomplete-"
 
-#: Beyond it a whole number is no float any more.
-MAX_NUMBER = sys.float_info.max
+#: Nothing that a run records is larger: it is computed in float32.
+MAX_NUMBER = 3.5e38
 
 #: What reading a damaged header ends in: unknown dtypes, sizes beyond 64 bits, sizes beyond the memory.
 _ODD_TENSORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError, MemoryError)
@@ -238,11 +237,13 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         return None
+    return record if all(map(is_number, record.values())) else None
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value read from a file is a number that a run may have recorded."""
     # The comparison is false for NaN.
-    numbers = all(
-        isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) < MAX_NUMBER for one in record.values()
-    )
-    return record if numbers else None
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
 
 
 def make_folder(path: Path) -> Path:

@@ -1,21 +1,18 @@
-"""The command line's flags: the options of each command, and tyro's parser with errors of one line."""
+"""The flags of the small commands, and tyro's parser with errors of one line. It imports no PyTorch: help is quick."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from hd_trainer.errors import UserError
-from hd_trainer.recipes import RECIPES, load_recipe
-from hd_trainer.settings import Settings
 
 T = TypeVar("T")
 
@@ -58,41 +55,6 @@ class EmojiOptions:
     """folder to make; none given: in the cache folder, where `--data emoji` looks for it"""
     packages: Path | None = None
     """folder with the packages as `npm pack` writes them; none given: npm downloads them, 28 MB"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Train teacher, stage 1 and stage 2, evaluate and report. Done parts are kept, stopped ones go on."""
-
-    settings: Annotated[Settings, tyro.conf.arg(name="")]
-    out: Path
-    """the run's folder"""
-    smoke: bool = False
-    """the recipe's short form: the same path through the code in seconds, for tests"""
-    teacher_weights: Path | None = None
-    """folder of a teacher's weights; none given: it is trained into OUT/teacher (train: is read from there)"""
-    student_weights: Path | None = None
-    """folder of the student that stage 2 starts from; none given: OUT/trajectory"""
-
-
-def parse_settings(command: str, arguments: list[str]) -> RunOptions:
-    """Options from ``RECIPE [flags]``; the flags and their defaults are the recipe's.
-
-    Raises:
-        UserError: for a missing or unknown recipe, or a flag that does not fit.
-    """
-    if not arguments or arguments[0].startswith("-"):
-        known = ", ".join(RECIPES)
-        example = f"hdistill {command} {next(iter(RECIPES))}"
-        raise UserError(f"hdistill {command} needs a recipe first; known: {known} (e.g. {example})")
-    recipe, rest = arguments[0], arguments[1:]
-    smoke = "--smoke" in rest
-    settings = load_recipe(recipe, smoke=smoke)
-    if settings.recipe != recipe:
-        settings = dataclasses.replace(settings, recipe=recipe)
-    name = Path(recipe.partition(":")[0]).stem
-    defaults = RunOptions(settings=settings, out=Path("runs") / (name + "-smoke" * smoke))
-    return parse(RunOptions, rest, f"hdistill {command} {recipe}", default=defaults)
 
 
 def parse(kind: type[T], arguments: list[str], program: str, default: T | None = None) -> T:

@@ -15,7 +15,7 @@ from hd_trainer import evaluation
 from hd_trainer.context import Context, make_context
 from hd_trainer.engine import loop
 from hd_trainer.errors import UserError
-from hd_trainer.files import MAX_NUMBER, make_folder, read_json
+from hd_trainer.files import is_number, make_folder, read_json
 from hd_trainer.networks import fresh_network, load_network
 from hd_trainer.report import write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
@@ -163,4 +163,4 @@ def _training_seconds(folder: Path) -> float | None:
     if not (folder / loop.DONE).exists():
         return None
     seconds = read_json(folder / loop.DONE).get("seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) and 0 <= seconds <= MAX_NUMBER else None
+    return float(seconds) if is_number(seconds) else None

@@ -13,6 +13,9 @@ from hd_trainer.data.dataset import FEWEST, Dataset, InMemory
 from hd_trainer.engine.draws import shuffled
 from hd_trainer.errors import UserError
 
+#: A label beyond it is a slip: every class up to the largest label gets a name and a row of weights.
+MAX_CLASSES = 100_000
+
 
 def images_from_arrays(
     name: str,
@@ -87,14 +90,16 @@ def _images(name: str, images: Any) -> Tensor:
 def _labels(name: str, labels: Any, number: int) -> Tensor:
     """(N,) int64."""
     found = _tensor(name, "labels", labels)
-    if found.is_floating_point() or found.dtype == torch.bool or found.shape != (number,):
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool or found.shape != (number,):
         raise UserError(
             f"data set {name!r}: labels must be {number} integers, one per image; "
             f"got {found.dtype} {tuple(found.shape)}"
         )
-    if int(found.min()) < 0:
-        raise UserError(f"data set {name!r}: labels must be >= 0; got {int(found.min())}")
-    return found.long()
+    found = found.long()  # PyTorch knows no minimum of wide unsigned numbers
+    low, high = int(found.min()), int(found.max())
+    if low < 0 or high >= MAX_CLASSES:
+        raise UserError(f"data set {name!r}: labels must lie in 0..{MAX_CLASSES - 1}; got {low}..{high}")
+    return found
 
 
 def _tensor(name: str, what: str, value: Any) -> Tensor:

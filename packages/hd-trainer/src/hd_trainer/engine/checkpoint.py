@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -13,7 +14,6 @@ from hd_trainer.checks import MAX_STEPS
 from hd_trainer.engine.optimizer import LEAST, Optimizer
 from hd_trainer.errors import UserError
 from hd_trainer.files import (
-    MAX_NUMBER,
     read_json,
     read_tensors,
     remove_folder,
@@ -163,4 +163,4 @@ def _is_whole(value: Any, low: int = 0) -> TypeGuard[int]:
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

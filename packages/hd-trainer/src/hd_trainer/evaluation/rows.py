@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hd_trainer.errors import UserError
-from hd_trainer.files import read_json, write_json
+from hd_trainer.files import is_number, read_json, write_json
 
 RESULTS = "evaluation.json"
 HELD_OUT = "held-out data"
@@ -64,8 +63,8 @@ def read_results(folder: Path) -> tuple[list[Row], dict[str, Any]]:
         rows = [Row(**{name: value for name, value in row.items() if name in known}) for row in results["rows"]]
         fits = rows[0].name == HELD_OUT and all(_is_row(row) for row in rows)
         fits = fits and all(isinstance(facts[name], str) for name in ("device", "torch"))
-        fits = fits and all(_is_number(facts[name]) for name in ("seed", "threads", "guidance_scale"))
-        fits = fits and all(_is_number(seconds) for seconds in facts["training_seconds"].values())
+        fits = fits and all(is_number(facts[name]) for name in ("seed", "threads", "guidance_scale"))
+        fits = fits and all(is_number(seconds) for seconds in facts["training_seconds"].values())
     except (KeyError, TypeError, AttributeError, IndexError):
         fits = False
     if not fits:
@@ -79,11 +78,7 @@ def _is_row(row: Row) -> bool:
         return False
     numbers = {name: value for name, value in vars(row).items() if name != "name"}
     optional = {one.name for one in dataclasses.fields(Row) if "None" in str(one.type)}
-    return all((value is None and name in optional) or _is_number(value) for name, value in numbers.items())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return all((value is None and name in optional) or is_number(value) for name, value in numbers.items())
 
 
 def format_rows(rows: list[Row], data: str) -> str:

@@ -1,0 +1,50 @@
+"""The flags of ``hdistill run`` and ``hdistill train``: a recipe's settings, and where to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from hd_trainer.errors import UserError
+from hd_trainer.options import parse
+from hd_trainer.recipes import RECIPES, load_recipe
+from hd_trainer.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Train teacher, stage 1 and stage 2, evaluate and report. Done parts are kept, stopped ones go on."""
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    out: Path
+    """the run's folder"""
+    smoke: bool = False
+    """the recipe's short form: the same path through the code in seconds, for tests"""
+    teacher_weights: Path | None = None
+    """folder of a teacher's weights; none given: it is trained into OUT/teacher (train: is read from there)"""
+    student_weights: Path | None = None
+    """folder of the student that stage 2 starts from; none given: OUT/trajectory"""
+
+
+def parse_settings(command: str, arguments: list[str]) -> RunOptions:
+    """Options from ``RECIPE [flags]``; the flags and their defaults are the recipe's.
+
+    Raises:
+        UserError: for a missing or unknown recipe, or a flag that does not fit.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        known = ", ".join(RECIPES)
+        example = f"hdistill {command} {next(iter(RECIPES))}"
+        raise UserError(f"hdistill {command} needs a recipe first; known: {known} (e.g. {example})")
+    recipe, rest = arguments[0], arguments[1:]
+    smoke = "--smoke" in rest
+    settings = load_recipe(recipe, smoke=smoke)
+    if settings.recipe != recipe:
+        settings = dataclasses.replace(settings, recipe=recipe)
+    name = Path(recipe.partition(":")[0]).stem
+    defaults = RunOptions(settings=settings, out=Path("runs") / (name + "-smoke" * smoke))
+    return parse(RunOptions, rest, f"hdistill {command} {recipe}", default=defaults)
