@@ -75,7 +75,7 @@ def test_class_names_are_in_label_order() -> None:
 
 def test_data_by_name() -> None:
     assert load_data("digits").name == "digits"
-    with pytest.raises(UserError, match=r"unknown data set 'digit'; known: digits, or file\.py:function"):
+    with pytest.raises(UserError, match=r"unknown data set 'digit'; known: digits, fashion, .*FILE\.py:FUNCTION"):
         load_data("digit")
 
 
@@ -340,7 +340,10 @@ def test_bad_data_of_a_users_function_is_one_line_and_nothing_is_written(case: s
         ("mine.py:X", "mine.py has no function 'X'"),
         ("broken.py", "broken.py cannot be imported: SyntaxError"),
         ("exits.py", "exits.py cannot be imported: SystemExit"),
-        ("mine", "unknown data set 'mine'; known: digits, or file.py:function"),
+        (
+            "mine",
+            "unknown data set 'mine'; known: digits, fashion, emoji, folder:PATH, npz:FILE, hub:ID, FILE.py:FUNCTION",
+        ),
     ],
 )
 def test_a_users_file_that_cannot_be_used(

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import hd_zoo
@@ -165,3 +167,26 @@ def row(name: str = "teacher", **changes: Any) -> Row:
         "images_per_second": 12_345.6,
     }
     return Row(name=name, **{**facts, **changes})
+
+
+def drawn(number: int, size: tuple[int, int] = (12, 12), seed: int = 0) -> list[Image.Image]:
+    """Pictures in colour, no two alike: a disc on a ground, each of random colours and places."""
+    random = np.random.default_rng(seed)
+    pictures = []
+    for _ in range(number):
+        ground, colour = (tuple(random.integers(0, 256, 3).tolist()) for _ in range(2))
+        picture = Image.new("RGB", size, ground)
+        x, y = (random.uniform(0.25, 0.75) * side for side in size)
+        radius = min(size) * random.uniform(0.1, 0.25)
+        ImageDraw.Draw(picture).ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        pictures.append(picture)
+    return pictures
+
+
+def save_pictures(folder: Path, pictures: list[Image.Image], suffix: str = ".png") -> list[Path]:
+    """Write the pictures as 000.png, 001.png ...; the folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index:03d}{suffix}" for index in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    return paths

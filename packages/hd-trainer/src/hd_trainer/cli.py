@@ -19,6 +19,8 @@ hdistill: turn a many-step diffusion or flow teacher into a one-step generator.
   hdistill sample FOLDER       draw images with the weights of a run or of a stage
   hdistill evaluate RUN        measure the stages of a run again
   hdistill report RUN          write a run's report.html again
+  hdistill list data           what --data takes
+  hdistill emoji               build the emoji set, once
 
 {title}
 {recipes}
@@ -96,6 +98,8 @@ def _dispatch(arguments: list[str]) -> None:
         "sample": _sample,
         "evaluate": _evaluate,
         "report": _report,
+        "list": _list,
+        "emoji": _emoji,
     }
     if not arguments or arguments[0] in (*HELP_FLAGS, "help"):
         print(HELP.format(title=RECIPES_HELP, recipes=_recipes()))
@@ -170,6 +174,26 @@ def _report(arguments: list[str]) -> None:
     with signals.held():
         from hd_trainer.pipeline import report_folder
     print(f"Wrote {report_folder(folder)}")
+
+
+def _list(arguments: list[str]) -> None:
+    if arguments[:1] and arguments[0] in HELP_FLAGS:
+        print("usage: hdistill list data")
+        return
+    if arguments != ["data"]:
+        raise UserError(f"hdistill list shows: data; got {' '.join(arguments) or 'nothing'}")
+    with signals.held():
+        from hd_trainer.data import SOURCES
+    print("".join(f"  {name:19s} {line}\n" for name, line in SOURCES.items()), end="")
+
+
+def _emoji(arguments: list[str]) -> None:
+    with signals.held():
+        from hd_trainer.options import EmojiOptions, parse
+    options = parse(EmojiOptions, arguments, "hdistill emoji")
+    with signals.held():
+        from hd_trainer.data.emoji_build import build_emoji
+    print(f"Wrote {build_emoji(options.out, options.packages)}")
 
 
 def _complain(message: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -59,6 +60,25 @@ def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def folder_in_progress(target: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it is put where ``target`` is, which is replaced, once the block has ended well.
+
+    For what takes long: unlike with :func:`write_folder`, whatever fills it can be interrupted.
+    """
+    with signals.held():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=INCOMPLETE))
+    try:
+        yield temporary
+        with signals.held():
+            if target.exists():
+                remove_folder(target)
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_files(folder: Path, fill: Callable[[Path], Any], last: str) -> None:
     """Call ``fill(temporary folder)``, then move what is in it into ``folder``, the file named ``last`` at the end.
 
@@ -79,13 +99,27 @@ def write_files(folder: Path, fill: Callable[[Path], Any], last: str) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_incomplete(parent: Path) -> None:
-    """Remove what a killed process left behind while it wrote into this folder, which may be missing."""
+def remove_incomplete(parent: Path, older_than: float = 0.0) -> None:
+    """Remove what a killed process left behind while it wrote into this folder, which may be missing.
+
+    Args:
+        older_than: seconds without a change after which nobody writes there any more, where several processes may.
+    """
     for abandoned in parent.glob(f"{INCOMPLETE}*"):
+        if older_than and time.time() - _last_change(abandoned) < older_than:
+            continue
         if abandoned.is_dir():
             shutil.rmtree(abandoned, ignore_errors=True)
         else:
             abandoned.unlink(missing_ok=True)
+
+
+def _last_change(path: Path) -> float:
+    """Time of the last change of a file, or of a folder and what is in it; now, if it goes meanwhile."""
+    try:
+        return max(one.stat().st_mtime for one in (path, *(path.iterdir() if path.is_dir() else ())))
+    except OSError:
+        return time.time()
 
 
 def remove_folder(path: Path) -> None:

@@ -47,6 +47,16 @@ class FolderOptions:
     """made by `hdistill run`, e.g. runs/digits"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmojiOptions:
+    """Build the emoji set, which `--data emoji` reads: drawings and names from npm, rendered by resvg-py."""
+
+    out: Path | None = None
+    """folder to make; none given: in the cache folder, where `--data emoji` looks for it"""
+    packages: Path | None = None
+    """folder with the packages as `npm pack` writes them; none given: npm downloads them, 28 MB"""
+
+
 def parse(kind: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
     """tyro's parser; its framed errors become the one line that every error of this command is.
 

@@ -32,7 +32,7 @@ class Settings:
     recipe: Annotated[str, tyro.conf.Suppress]
     """the recipe these settings came from"""
     data: str
-    """data set: a name of hd_trainer.data, or path/to/file.py:function"""
+    """data: digits, fashion, emoji, folder:PATH, npz:FILE, hub:ID or file.py:function; see `hdistill list data`"""
     seed: int = 0
     """decides every random number of the run"""
     device: str = "auto"

@@ -15,6 +15,9 @@ from hd_trainer.errors import UserError
 #: Fewer samples than this in a split cannot be measured.
 FEWEST = 4
 
+#: Numbers that are float at a time while a split is checked: 64 MB.
+CHECKED_AT_ONCE = 1 << 24
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -118,6 +121,12 @@ class Dataset:
         return tuple(_first(self.train).x.shape[1:])
 
     @property
+    def reference(self) -> Split:
+        """The training samples that measurements compare with: without the mirrored ones, where there are any."""
+        split: Split = getattr(self.train, "unflipped", self.train)
+        return split
+
+    @property
     def holds_images(self) -> bool:
         """Whether the samples are images themselves, grey or in colour, rather than latents."""
         return self.decode is None and self.shape[0] in (1, 3)
@@ -152,10 +161,24 @@ def _first(split: Split) -> Batch:
 
 
 def _check_split(data: Dataset, name: str, split: Split) -> None:
-    """Every sample once, in chunks."""
+    """Every sample once, in chunks; of images kept as bytes, whose values cannot be wrong, one and all conditions."""
     where = f"data set {data.name!r}: {name}"
+    if (are_all_alike := getattr(split, "are_all_alike", None)) is None:
+        _check_values(data, where, split, torch.arange(len(split)))
+        return
+    if are_all_alike():
+        raise UserError(f"{where} is one value everywhere: there is nothing to learn")
+    batch, index = _first(split), torch.arange(len(split))
+    if batch.x.ndim != 4 or 0 in batch.x.shape:
+        raise UserError(f"{where} must be of shape (N, C, H, W); got {tuple(batch.x.shape)}")
+    _check_conditions(data, where, len(split), split.cond(index))
+
+
+def _check_values(data: Dataset, where: str, split: Split, indices: Tensor) -> None:
     low, high, shape = float("inf"), float("-inf"), None
-    for index in torch.arange(len(split)).split(4096):
+    x = _first(split).x
+    at_once = max(1, min(4096, CHECKED_AT_ONCE // max(1, x[0].numel()))) if isinstance(x, Tensor) and x.ndim else 1
+    for index in indices.split(at_once):
         batch = split.read(index)
         x = batch.x
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
@@ -169,26 +192,26 @@ def _check_split(data: Dataset, name: str, split: Split) -> None:
         if not bool(torch.isfinite(x).all()):
             raise UserError(f"{where} has values that are not finite")
         low, high = min(low, float(x.min())), max(high, float(x.max()))
-        _check_conditions(data, where, batch)
+        _check_conditions(data, where, len(batch), batch.cond)
     if data.holds_images and not (low >= -1 - 1e-4 and high <= 1 + 1e-4):
         raise UserError(f"{where} must lie in [-1, 1]; got [{low:.4g}, {high:.4g}]")
     if low == high:
         raise UserError(f"{where} is {low:.4g} everywhere: there is nothing to learn")
 
 
-def _check_conditions(data: Dataset, where: str, batch: Batch) -> None:
-    if batch.cond.keys() != data.null.keys():
+def _check_conditions(data: Dataset, where: str, size: int, cond: dict[str, Tensor]) -> None:
+    if cond.keys() != data.null.keys():
         raise UserError(
-            f"{where} has the conditions {sorted(batch.cond)}, null names {sorted(data.null)}: they must be the same"
+            f"{where} has the conditions {sorted(cond)}, null names {sorted(data.null)}: they must be the same"
         )
-    for name, value in batch.cond.items():
-        if not isinstance(value, Tensor) or len(value) != len(batch):
+    for name, value in cond.items():
+        if not isinstance(value, Tensor) or len(value) != size:
             got = f"{len(value)} entries" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{where}: the condition {name} must be a tensor with an entry per sample; got {got}")
-    if ("labels" in batch.cond) != bool(data.classes):
+    if ("labels" in cond) != bool(data.classes):
         raise UserError(f"{where}: the condition labels and the names of classes go together; got {data.classes}")
     if data.classes:
-        labels, number = batch.cond["labels"], len(data.classes)
+        labels, number = cond["labels"], len(data.classes)
         if labels.dtype != torch.long or labels.ndim != 1:
             raise UserError(f"{where}: labels must be int64 of shape (N,); got {labels.dtype} {tuple(labels.shape)}")
         if not bool(((labels >= 0) & (labels < number)).all()):

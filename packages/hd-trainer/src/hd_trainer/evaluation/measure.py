@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hd_trainer.checks import MAX_BATCH, MAX_IMAGES, check_whole
 from hd_trainer.context import Context
-from hd_trainer.data import Dataset, read_all
+from hd_trainer.data import Dataset, Split, read_all
 from hd_trainer.engine import draws
 from hd_trainer.engine.parallel import synchronise
 from hd_trainer.errors import UserError
@@ -64,8 +64,8 @@ class Meter:
     def __init__(self, data: Dataset) -> None:
         self.data = data
         self.extractor = extractor_for(data)
-        self.training = read_all(data.train, NEAREST_OF).x
-        self.reference = None if self.extractor is None else extract(self.extractor, read_all(data.train).x)[0]
+        self.training = read_all(data.reference, NEAREST_OF).x
+        self.reference = None if self.extractor is None else _features(self.extractor, data.reference)
 
     def measure(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
         """Scores of samples (N, C, H, W) that were asked for with ``cond``; pixels are rounded to storable levels.
@@ -108,8 +108,8 @@ def evaluate(settings: EvaluationSettings, context: Context, networks: dict[str,
     """
     data = context.data
     meter = Meter(data)
-    count = settings.samples or len(data.train)
-    conditions = data.train.cond(torch.arange(count) % len(data.train))
+    count = settings.samples or len(data.reference)
+    conditions = data.reference.cond(torch.arange(count) % len(data.reference))
     cond = {name: value.to(context.device) for name, value in conditions.items()}
     noise = draws.picture_noise(data.shape, draws.evaluation_seed(context.seed), count, context.device)
     held_out = read_all(data.held_out)
@@ -147,6 +147,11 @@ def in_batches(
         parts.append(draw(noise[part], {name: value[part] for name, value in cond.items()}))
         done(len(parts[-1]))
     return torch.cat(parts)
+
+
+def _features(extractor: nn.Module, split: Split, batch: int = 500) -> Tensor:
+    """Features of a whole split, read batch by batch."""
+    return torch.cat([extract(extractor, split.read(index).x)[0] for index in torch.arange(len(split)).split(batch)])
 
 
 def _timed(draw: Callable[[], Tensor], repeats: int, device: torch.device) -> tuple[Tensor, float]:

@@ -83,13 +83,15 @@ def _is_row(row: Row) -> bool:
 
 def format_rows(rows: list[Row], data: str) -> str:
     """The rows as a text table for a terminal."""
-    header = f"{'':14s}{'steps':>6s}{'calls':>6s}{'N':>6s}{'FD-' + data:>11s}{'KID':>9s}{'prec.':>7s}{'recall':>7s}"
+    unit = f"FD-{data}"
+    width = max(11, len(unit) + 2)
+    header = f"{'':14s}{'steps':>6s}{'calls':>6s}{'N':>6s}{unit:>{width}s}{'KID':>9s}{'prec.':>7s}{'recall':>7s}"
     header += f"{'acc.':>7s}{'nearest':>9s}{'images/s':>10s}"
     lines = [header]
     for row in rows:
         speed = "-" if row.images_per_second is None else f"{row.images_per_second:,.0f}"
         lines.append(
-            f"{row.name:14s}{row.steps or '-':>6}{row.calls or '-':>6}{row.samples:>6d}{number(row.fd, 2):>11s}"
+            f"{row.name:14s}{row.steps or '-':>6}{row.calls or '-':>6}{row.samples:>6d}{number(row.fd, 2):>{width}s}"
             f"{number(row.kid, 3):>9s}{number(row.precision, 3):>7s}{number(row.recall, 3):>7s}"
             f"{number(row.accuracy, 3):>7s}{row.nearest:>9.2f}{speed:>10s}"
         )

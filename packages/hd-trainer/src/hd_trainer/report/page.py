@@ -143,7 +143,7 @@ def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module
 
 def _with_neighbours(samples: Tensor, context: Context) -> Tensor:
     """Pictures of the samples, and of the training sample nearest to each below it."""
-    training = read_all(context.data.train, 50_000).x
+    training = read_all(context.data.reference, 50_000).x
     nearest = torch.cdist(samples.cpu().flatten(1), training.flatten(1)).argmin(dim=1)
     return pictures(context.data, torch.cat([samples.cpu(), training[nearest]]))
 
