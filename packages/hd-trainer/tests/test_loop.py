@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,6 +284,30 @@ def test_pictures_lost_by_a_kill_are_drawn_on_resuming(lost: int, tmp_path: Path
         "samples/000008.png",
         "samples/000011.png",
     ]
+
+
+@pytest.mark.parametrize("lost", ["samples.png", "samples/000011.png"])
+def test_pictures_that_a_kill_kept_from_being_written_are_drawn_where_no_step_is_left(
+    lost: str, tmp_path: Path
+) -> None:
+    train(toy(), tmp_path, EVERY)
+    pictures = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    (tmp_path / "done.json").unlink()  # killed after the last checkpoint's rename, before the picture was written
+    (tmp_path / lost).unlink()
+    train(toy(), tmp_path, EVERY)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == pictures
+
+
+def test_what_a_kill_left_is_tidied_up_on_resuming_where_no_step_is_left(tmp_path: Path) -> None:
+    train(toy(), tmp_path, EVERY)
+    (tmp_path / "done.json").unlink()  # killed after the last checkpoint's rename, before the old one was removed
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(checkpoints / "000008", checkpoints / "000004")
+    for folder in (tmp_path, checkpoints, tmp_path / "samples"):
+        (folder / ".incomplete-1234.png").touch()
+    train(toy(), tmp_path, EVERY)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["000008", "000011"]
+    assert not list(tmp_path.rglob(".incomplete-*"))
 
 
 def test_a_stop_between_checkpoints_leaves_no_picture_of_its_own(tmp_path: Path) -> None:

@@ -511,6 +511,32 @@ def test_the_discriminator_looks_at_data_and_samples_in_this_order(
     torch.testing.assert_close(seen["teacher"], [real, sample], rtol=0, atol=1e-4)
 
 
+def test_every_loss_has_noise_levels_of_its_own_and_the_discriminator_compares_at_equal_ones(
+    settings: Settings, context: Context, network: nn.Module
+) -> None:
+    own = dataclasses.replace(settings.distribution.discriminator, noise_levels=UniformLevels(low=0.7, high=0.9))
+    changes = {
+        "noise_levels": UniformLevels(low=0.1, high=0.3),
+        "fake_score_noise_levels": UniformLevels(low=0.4, high=0.6),
+    }
+    task = prepare_task("distribution", settings, context, network, discriminator=own, **changes)
+    seen: dict[str, list[Tensor]] = {"teacher": [], "fake_score": []}
+    for name, module in (("teacher", network), ("fake_score", task.modules["fake_score"])):
+
+        def note(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            seen[name].append(args[1])
+
+        module.register_forward_pre_hook(note)
+    task.step(0)
+    real_score, student_look, real_look, sample_look = seen["teacher"]
+    fake_score, fake_score_turn = seen["fake_score"]
+    for times, low, high in [(real_score, 0.1, 0.3), (fake_score_turn, 0.4, 0.6), (student_look, 0.7, 0.9)]:
+        assert low <= times.min() < times.max() <= high
+    assert torch.equal(fake_score, real_score)
+    assert torch.equal(sample_look, real_look)
+    assert 0.7 <= real_look.min() < real_look.max() <= 0.9
+
+
 @pytest.mark.parametrize("gan_loss", ["softplus", "hinge", "relativistic"])
 def test_the_discriminator_learns_to_tell_and_the_student_to_deceive(
     gan_loss: Any, settings: Settings, context: Context, network: nn.Module

@@ -21,7 +21,7 @@ def to_student(teacher: nn.Module, r_embedding: str = "added", *, early_blocks: 
     Args:
         teacher: a network of this package (from :func:`create_model` or :func:`from_pretrained`), perhaps behind
             a converter, which the student then stands behind as well. Or one that says where its time embedding is,
-            ``time_embedding_at`` (and ``time_embedding_repeated``), as those of :mod:`hd_zoo.adapters` do: it gets what
+            ``time_embedding_at`` (and ``time_embedding_repeated``), as those of ``hd_zoo.adapters`` do: it gets what
             :func:`add_interval` adds there.
         r_embedding: how r enters. "added" adds an embedding of (t - r) whose last layer is zero [ours]. "decoupled"
             shows t to the early part of the network and r to the late one, without new weights [arXiv 2510.24474];
