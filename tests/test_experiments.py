@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from hd_trainer import load_recipe
-from hd_trainer.options import parse_settings
+from hd_trainer.run_options import parse_settings
 from hd_trainer.settings import differences, to_json
 
 ROOT = Path(__file__).resolve().parent.parent
