@@ -358,7 +358,7 @@ def main() -> None:
     if mode != "imports":
         importlib.import_module("torch").set_num_threads(1)
         # What children would import each: PyTorch does so when it first draws on "meta".
-        for name in ("hd_trainer.pipeline", "hd_trainer.options", "hd_trainer.sample", "sklearn.datasets"):
+        for name in ("hd_trainer.pipeline", "hd_trainer.run_options", "hd_trainer.sample", "sklearn.datasets"):
             importlib.import_module(name)
         importlib.import_module("torch").empty(1, device="meta").normal_()
     modes = {"kills": kills, "stops": stops, "imports": imports, "limited": limited, "full": full}

@@ -165,7 +165,10 @@ def test_help_waits_for_no_large_library(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("rum", "unknown command 'rum'; known: run, train, sample, evaluate, report (try hdistill --help)"),
+        (
+            "rum",
+            "unknown command 'rum'; known: run, train, sample, evaluate, report, list, emoji (try hdistill --help)",
+        ),
         ("run", "needs a recipe first; known: digits"),
         ("run --smoke", "needs a recipe first"),
         ("run digit", "unknown recipe 'digit' (did you mean 'digits'?); known: digits"),
@@ -201,7 +204,7 @@ def test_help_waits_for_no_large_library(arguments: list[str]) -> None:
         ("run digits --device toaster", 'try "auto"'),
         ("run digits --device meta", 'device "meta" holds no numbers; try "auto"'),
         ("run digits --precision fp8", "'auto', 'bf16', 'fp32'"),
-        ("run digits --data fashion", "unknown data set 'fashion'; known: digits, or file.py:function"),
+        ("run digits --data cifar", "unknown data set 'cifar'; known: digits, fashion, emoji, folder:PATH, npz:FILE,"),
         ("run digits --teacher-weights nowhere", "no config.json in nowhere"),
         ("run digits --student-weights nowhere", "no config.json in nowhere"),
         ("train trajectory digits --smoke", "train that stage first, or name another folder"),

@@ -358,7 +358,7 @@ def test_a_stage_without_any_loss_is_refused() -> None:
         ({"model": ModelSettings(name="mlp_2d")}, r"^model: unknown argument 'image_size'"),
         ({"model": ModelSettings(depth=1)}, r"^discriminator\.layers: the network has no module 'blocks\.1'"),
         ({"device": "cuda:77"}, r'^device "cuda:77" cannot be used here'),
-        ({"data": "fashion"}, r"^unknown data set 'fashion'"),
+        ({"data": "cifar"}, r"^unknown data set 'cifar'"),
     ],
 )
 def test_what_only_the_whole_can_know_is_checked_before_training(

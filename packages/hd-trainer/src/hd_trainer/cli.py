@@ -177,8 +177,8 @@ def _report(arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    if arguments[:1] and arguments[0] in HELP_FLAGS:
-        print("usage: hdistill list data")
+    if arguments[-1:] and arguments[-1] in HELP_FLAGS:
+        print("usage: hdistill list data\n\nWhat --data takes, with a line for each.")
         return
     if arguments != ["data"]:
         raise UserError(f"hdistill list shows: data; got {' '.join(arguments) or 'nothing'}")
