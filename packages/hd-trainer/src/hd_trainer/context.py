@@ -39,11 +39,11 @@ class Context:
         """Standard normal (size, C, H, W) on the device."""
         return draws.normal(size, self.data.shape, generator, self.device)
 
-    def grid_inputs(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Noise and conditions of the sample grids, the same in every stage."""
-        cond = grid_conditions(self.data, GRID_ROWS)
-        size = len(next(iter(cond.values()))) if cond else GRID_ROWS * 10
-        noise = draws.picture_noise(self.data.shape, 0, size, self.device)
+    def grid_inputs(self, rows: int = GRID_ROWS, first_seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Noise and conditions of a grid of samples; by default that of the stages, the same in each."""
+        cond = grid_conditions(self.data, rows)
+        size = len(next(iter(cond.values()))) if cond else rows * 10
+        noise = draws.picture_noise(self.data.shape, first_seed, size, self.device)
         return noise, {name: value.to(self.device) for name, value in cond.items()}
 
 

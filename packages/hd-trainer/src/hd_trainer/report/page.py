@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from hd_trainer.context import Context
 from hd_trainer.data import Batch, grid_conditions, pictures, read_all
-from hd_trainer.engine import draws
 from hd_trainer.errors import UserError
 from hd_trainer.evaluation import Row, read_results
 from hd_trainer.evaluation.rows import number
@@ -129,9 +128,7 @@ def _columns(context: Context) -> int:
 
 def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module], teacher: Row) -> dict[str, Tensor]:
     """Every stage's samples from the same noise and conditions, the teacher's in the steps of its row ``teacher``."""
-    cond = {name: value.to(context.device) for name, value in grid_conditions(context.data, ROWS_OF_SAMPLES).items()}
-    size = len(next(iter(cond.values()))) if cond else ROWS_OF_SAMPLES * 10
-    noise = draws.picture_noise(context.data.shape, FIRST_SEED, size, context.device)
+    noise, cond = context.grid_inputs(ROWS_OF_SAMPLES, FIRST_SEED)
     found = {}
     for stage, network in networks.items():
         draw, _ = sampler(
