@@ -51,7 +51,8 @@ FLOORS = [
     ("recipes/", "run_folder.py"),
     ("run_options.py", "sample.py", "report/"),
     ("pipeline.py",),
-    ("__init__.py", "cli.py"),
+    ("__init__.py", "commands.py"),
+    ("cli.py",),
     ("__main__.py",),
 ]
 

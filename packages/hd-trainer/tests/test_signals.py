@@ -14,6 +14,7 @@ import pytest
 from trainer_helpers import hdistill
 
 from hd_trainer import cli, signals
+from hd_trainer.commands import COMMANDS, Command
 from hd_trainer.files import write_atomically
 from hd_trainer.signals import Interrupted, Stopped
 
@@ -173,7 +174,7 @@ def test_the_command_answers_with_one_line_and_130(
             for _ in range(times - 1):
                 signal.raise_signal(one)
 
-    monkeypatch.setattr(cli, "_evaluate", work)
+    monkeypatch.setitem(COMMANDS, "evaluate", Command(usage="", line="", do=work))
     answer = hdistill("evaluate", "runs/digits")
     assert (answer.code, answer.line) == (130, f"hdistill: {signals.INTERRUPTED}")
 
@@ -185,7 +186,7 @@ def test_an_error_that_a_library_made_of_the_request_is_the_request(monkeypatch:
         except KeyboardInterrupt:
             raise ImportError("numpy.core.multiarray failed to import") from None
 
-    monkeypatch.setattr(cli, "_report", work)
+    monkeypatch.setitem(COMMANDS, "report", Command(usage="", line="", do=work))
     assert hdistill("report", "runs/digits").code == 130
 
 
@@ -193,7 +194,7 @@ def test_an_error_that_nobody_asked_for_is_shown_in_full(monkeypatch: pytest.Mon
     def work(_: list[str]) -> None:
         raise ImportError("numpy.core.multiarray failed to import")
 
-    monkeypatch.setattr(cli, "_report", work)
+    monkeypatch.setitem(COMMANDS, "report", Command(usage="", line="", do=work))
     with pytest.raises(ImportError, match="multiarray"):
         hdistill("report", "runs/digits")
 

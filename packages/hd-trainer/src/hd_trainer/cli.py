@@ -1,4 +1,4 @@
-"""The ``hdistill`` command. A command imports what it needs itself: help must not wait for PyTorch."""
+"""The ``hdistill`` command: its help, its exit codes, its errors of one line. commands.py has what it does."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from hd_trainer import signals
+from hd_trainer.commands import COMMANDS, HELP_FLAGS, RECIPES_HELP, recipes_help
 from hd_trainer.errors import UserError
 
 HELP = """\
 hdistill: turn a many-step diffusion or flow teacher into a one-step generator.
 
-  hdistill run RECIPE          train teacher, stage 1 and stage 2, evaluate, write report.html
-  hdistill train STAGE RECIPE  one stage alone: teacher, trajectory or distribution
-  hdistill sample FOLDER       draw images with the weights of a run or of a stage
-  hdistill evaluate RUN        measure the stages of a run again
-  hdistill report RUN          write a run's report.html again
-  hdistill list data           what --data takes
-  hdistill emoji               build the emoji set, once
-
+{commands}
 {title}
 {recipes}
 Examples:
@@ -34,12 +28,6 @@ Examples:
 
 Whatever is stopped goes on where it was: give the same command again.
 """
-
-RECIPES_HELP = "Recipes, or a file (path/to/recipe.py:function, or a run's recipe.json):"
-HELP_FLAGS = ("-h", "--help")
-STAGES_HELP = """
-STAGE is one of teacher, trajectory, distribution. A stage reads the weights of the one before it from --out, or
-from the folders given by --teacher-weights and --student-weights."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,108 +80,22 @@ def _dispatch(arguments: list[str]) -> None:
     for argument in arguments:
         if not _is_utf8(argument):  # safetensors and JSON could not name such a file
             raise UserError(f"arguments must be UTF-8; got {argument!a}")
-    commands: dict[str, Callable[[list[str]], None]] = {
-        "run": _run,
-        "train": _train,
-        "sample": _sample,
-        "evaluate": _evaluate,
-        "report": _report,
-        "list": _list,
-        "emoji": _emoji,
-    }
     if not arguments or arguments[0] in (*HELP_FLAGS, "help"):
-        print(HELP.format(title=RECIPES_HELP, recipes=_recipes()))
+        print(HELP.format(commands=_commands(), title=RECIPES_HELP, recipes=recipes_help()))
     elif arguments[0] == "--version":
         from hd_trainer.version import __version__
 
         print(f"hdistill {__version__}")
-    elif arguments[0] not in commands:
-        raise UserError(f"unknown command {arguments[0]!r}; known: {', '.join(commands)} (try hdistill --help)")
+    elif arguments[0] not in COMMANDS:
+        raise UserError(f"unknown command {arguments[0]!r}; known: {', '.join(COMMANDS)} (try hdistill --help)")
     else:
-        commands[arguments[0]](arguments[1:])
+        COMMANDS[arguments[0]].do(arguments[1:])
 
 
-def _run(arguments: list[str]) -> None:
-    if arguments[:1] and arguments[0] in HELP_FLAGS:
-        return _print_usage("run")
-    with signals.held():
-        from hd_trainer.pipeline import run
-        from hd_trainer.run_options import parse_settings
-    options = parse_settings("run", arguments)
-    run(
-        options.settings,
-        options.out,
-        teacher_weights=options.teacher_weights,
-        student_weights=options.student_weights,
-    )
-
-
-def _train(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in HELP_FLAGS:
-        _print_usage("train STAGE")
-        print(STAGES_HELP)
-        return
-    from hd_trainer.stages import STAGES
-
-    if arguments[0] not in STAGES:
-        raise UserError(f"unknown stage {arguments[0]!r}; known: {', '.join(STAGES)}")
-    if arguments[1:2] and arguments[1] in HELP_FLAGS:
-        return _print_usage(f"train {arguments[0]}")
-    with signals.held():
-        from hd_trainer.pipeline import check, context_of, train_stage
-        from hd_trainer.run_options import parse_settings
-    options = parse_settings(f"train {arguments[0]}", arguments[1:])
-    context = context_of(options.settings)
-    given = {"teacher_weights": options.teacher_weights, "student_weights": options.student_weights}
-    check(options.settings, context, **given)
-    train_stage(arguments[0], options.settings, context, options.out, **given)
-
-
-def _sample(arguments: list[str]) -> None:
-    with signals.held():
-        from hd_trainer.options import SampleOptions, parse
-    options = parse(SampleOptions, arguments, "hdistill sample")
-    with signals.held():
-        from hd_trainer.sample import sample
-    sample(**vars(options))
-
-
-def _evaluate(arguments: list[str]) -> None:
-    with signals.held():
-        from hd_trainer.options import FolderOptions, parse
-    folder = parse(FolderOptions, arguments, "hdistill evaluate").folder
-    with signals.held():
-        from hd_trainer.pipeline import evaluate_folder
-    evaluate_folder(folder)
-
-
-def _report(arguments: list[str]) -> None:
-    with signals.held():
-        from hd_trainer.options import FolderOptions, parse
-    folder = parse(FolderOptions, arguments, "hdistill report").folder
-    with signals.held():
-        from hd_trainer.pipeline import report_folder
-    print(f"Wrote {report_folder(folder)}")
-
-
-def _list(arguments: list[str]) -> None:
-    if arguments[-1:] and arguments[-1] in HELP_FLAGS:
-        print("usage: hdistill list data\n\nWhat --data takes, with a line for each.")
-        return
-    if arguments != ["data"]:
-        raise UserError(f"hdistill list shows: data; got {' '.join(arguments) or 'nothing'}")
-    with signals.held():
-        from hd_trainer.data import SOURCES
-    print("".join(f"  {name:19s} {line}\n" for name, line in SOURCES.items()), end="")
-
-
-def _emoji(arguments: list[str]) -> None:
-    with signals.held():
-        from hd_trainer.options import EmojiOptions, parse
-    options = parse(EmojiOptions, arguments, "hdistill emoji")
-    with signals.held():
-        from hd_trainer.data.emoji_build import build_emoji
-    print(f"Wrote {build_emoji(options.out, options.packages)}")
+def _commands() -> str:
+    lines = {f"hdistill {name} {one.usage}".rstrip(): one.line for name, one in COMMANDS.items()}
+    width = max(map(len, lines))
+    return "".join(f"  {usage:{width}s}  {line}\n" for usage, line in lines.items())
 
 
 def _complain(message: str) -> None:
@@ -209,14 +111,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _print_usage(command: str) -> None:
-    print(f"usage: hdistill {command} RECIPE [flags]\n\n{RECIPES_HELP}\n{_recipes()}")
-    print(f"hdistill {command} RECIPE --help lists every flag with the recipe's default.")
-
-
-def _recipes() -> str:
-    from hd_trainer.recipes import list_recipes
-
-    return "".join(f"  {name:12s} {line}\n" for name, line in list_recipes().items())
