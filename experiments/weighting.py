@@ -26,6 +26,7 @@ from hd_meanflow import LogitNormalTimes, MeanFlowLoss, UniformTimes
 
 RESULTS = Path(__file__).parent / "results"
 POWERS = (0.0, 0.5, 1.0)
+ON_DIGITS = (0.0, 1.0)
 TIMES = {
     "logit-normal, half (0, 1)": LogitNormalTimes(interval_share=0.5, endpoint_share=0.5),
     "uniform, 0.3 (0, 1)": UniformTimes(interval_share=0.5, endpoint_share=0.3),
@@ -36,7 +37,7 @@ SAMPLES, NOISE = 4096, 0.05
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments weighting", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=3000, help="of each network on the moons (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="of each network on the moons (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"), help="where digits-seeds put its runs")
     parser.add_argument("--out", type=Path, default=Path("runs/weighting"))
     options = parser.parse_args(arguments)
@@ -119,9 +120,9 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 
 def on_digits(seed: int, runs: Path, out: Path) -> list[dict[str, object]]:
-    """Stage 1 of the digits recipe for each power; p = 1 is the run of digits-seeds itself."""
+    """Stage 1 of the digits recipe for two powers; p = 1 is the run of digits-seeds itself."""
     rows: list[dict[str, object]] = []
-    for power in POWERS:
+    for power in ON_DIGITS:
         folder = runs / str(seed) if power == 1.0 else out / f"p{power:g}-{seed}"
         if not (folder / "evaluation.json").exists():
             teacher = ["--teacher-weights", str(runs / str(seed) / "teacher"), "--evaluation.teacher-steps", "1"]
