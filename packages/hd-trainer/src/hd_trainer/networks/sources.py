@@ -59,12 +59,13 @@ def load_teacher(source: str | Path, data: Dataset, device: torch.device) -> nn.
         raise UserError(f"{name} is a student (it takes r): a teacher is what it was distilled from")
     cond = data.train.read(torch.arange(2)).to(device).cond
     shape, classes = getattr(network, "sample_shape", data.shape), getattr(network, "classes", len(data.classes))
-    if tuple(shape) != data.shape:
-        raise UserError(f"{name} is for samples {tuple(shape)}, the data set {data.name!r} has {data.shape}")
-    if classes != len(data.classes):
-        given = f"{name} is for {classes} classes, the data set {data.name!r} has {len(data.classes)}"
-        advice = "; leave the labels out with the data's option labels=false" if classes == 0 else ""
-        raise UserError(given + advice)
+    if tuple(shape) != data.shape or classes != len(data.classes):
+        without = tuple(shape) == data.shape and classes == 0
+        advice = "; leave the labels out with the data's option labels=false" if without else ""
+        raise UserError(
+            f"{name} is for samples {tuple(shape)} of {classes} classes, "
+            f"the data set {data.name!r} has {data.shape} and {len(data.classes)}{advice}"
+        )
     try:
         hd_zoo.check_teacher(network, cond, device=device)
     except ValueError as error:
