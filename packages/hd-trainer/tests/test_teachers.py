@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from trainer_helpers import hdistill, save_official, write_latents, write_unet
+from trainer_helpers import contents, hdistill, save_official, write_latents, write_unet
 
 import hd_zoo
-from hd_trainer.networks import read_network
+from hd_trainer.networks import is_student, read_network
 
 CPU = torch.device("cpu")
 
@@ -50,78 +51,93 @@ def unet(tmp_path: Path) -> Path:
     return write_unet(tmp_path / "mine.py")
 
 
-def test_a_unet_in_a_file_goes_the_whole_way(unet: Path, tmp_path: Path) -> None:
-    answer = run_all(tmp_path / "run", f"{unet}:teacher", "digits")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with such a file, ``mine.py``, and a finished ``run`` of it; shared, so nothing in it is changed."""
+    folder = tmp_path_factory.mktemp("unet")
+    answer = run_all(folder / "run", f"{write_unet(folder / 'mine.py')}:teacher", "digits")
     assert "r enters at the teacher's module time_mlp" in answer.out
-    config = json.loads((tmp_path / "run/trajectory/config.json").read_text())
-    assert config["function"] == f"{unet}:teacher"
-    assert config["interval_at"] == ["time_mlp"]
+    return folder
+
+
+@pytest.mark.slow
+def test_a_unet_in_a_file_goes_the_whole_way(finished: Path) -> None:
+    teacher = f"{finished / 'mine.py'}:teacher"
+    config = json.loads((finished / "run/trajectory/config.json").read_text())
+    assert (config["function"], config["interval_at"]) == (teacher, ["time_mlp"])
     with pytest.raises(ValueError, match="not a model of this package"):
-        hd_zoo.from_pretrained(tmp_path / "run/trajectory")
-    noted = json.loads((tmp_path / "run/sources.json").read_text())["teacher"]
-    assert noted["source"] == f"{unet}:teacher"
-    layers = json.loads((tmp_path / "run/distribution/discriminator.json").read_text())["layers"]
+        hd_zoo.from_pretrained(finished / "run/trajectory")
+    assert json.loads((finished / "run/sources.json").read_text())["teacher"]["source"] == teacher
+    layers = json.loads((finished / "run/distribution/discriminator.json").read_text())["layers"]
     assert layers == ["network.downs.0", "network.mid", "network.ups.0"]
+    assert f"--teacher {teacher}" in (finished / "run/report.html").read_text()
 
 
-def test_a_student_of_a_function_is_read_as_it_was_written(unet: Path, tmp_path: Path) -> None:
-    run_all(tmp_path / "run", f"{unet}:teacher", "digits")
-    folder = tmp_path / "run/distribution"
+@pytest.mark.slow
+def test_a_student_of_a_function_is_read_as_it_was_written(finished: Path) -> None:
+    folder = finished / "run/distribution"
     student, weights = read_network(folder, CPU), load_file(folder / "model.safetensors")
-    assert student.takes_r
+    assert is_student(student)
     assert not student.training
     assert all(not parameter.requires_grad for parameter in student.parameters())
-    assert {name: value.shape for name, value in student.state_dict().items()} == {
-        name: value.shape for name, value in weights.items()
-    }
+    assert student.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
-    # It moved away from its teacher, and what it says depends on r.
-    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([0.9, 0.9]), torch.tensor([1, 2])
+    # What it says depends on r: the embedding of (t - r) was trained.
+    x, t, labels = torch.ones(2, 1, 8, 8), torch.tensor([0.9, 0.9]), torch.tensor([1, 2])
     one, other = (student(x, t, torch.full((2,), r), labels=labels) for r in (0.0, 0.8))
     assert not torch.equal(one, other)
 
 
-def test_a_changed_file_is_said(unet: Path, tmp_path: Path) -> None:
-    """A comment more: the weights still fit. Another network: they do not."""
-    run_all(tmp_path / "run", f"{unet}:teacher", "digits")
-    text = unet.read_text()
-    unet.write_text(text + "# a remark\n")
-    found = hdistill("sample", tmp_path / "run", "--count", "2", "--out", tmp_path / "a.png")
-    assert found.code == 0
-    assert "mine.py has changed since the network in" in found.err
-    unet.write_text(text.replace("WIDTH = 8", "WIDTH = 16"))
-    found = hdistill("sample", tmp_path / "run", "--count", "2", "--out", tmp_path / "a.png")
+@pytest.mark.slow
+def test_a_changed_file_is_said(finished: Path, tmp_path: Path) -> None:
+    """A remark more: the weights still fit. Another network: they do not. No file: there is no network."""
+    folder = shutil.copytree(finished / "run/distribution", tmp_path / "distribution")
+    text, config = (finished / "mine.py").read_text(), json.loads((folder / "config.json").read_text())
+    file = tmp_path / "mine.py"
+    (folder / "config.json").write_text(json.dumps({**config, "function": f"{file}:teacher"}))
+    sample = ("sample", folder, "--count", "2", "--out", tmp_path / "a.png")
+    file.write_text(text)
+    assert not hdistill(*sample).err
+    file.write_text(text + "# a remark\n")
+    found = hdistill(*sample)
+    assert (found.code, found.err.count("mine.py has changed since")) == (0, 1)
+    file.write_text(text.replace("WIDTH = 8", "WIDTH = 16"))
+    found = hdistill(*sample)
     assert found.code == 2
     assert "do not fit what" in found.err.splitlines()[-1]
-    unet.unlink()
-    found = hdistill("sample", tmp_path / "run", "--count", "2", "--out", tmp_path / "a.png")
-    assert found.code == 2
-    assert "there is no such file: put it back" in found.line
+    file.unlink()
+    found = hdistill(*sample)
+    assert (found.code, "there is no such file: put it back" in found.line) == (2, True)
 
 
-def test_a_run_with_a_teacher_goes_on_with_it_alone(unet: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_with_a_teacher_goes_on_with_it_alone(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = ("run", *STAGES_ALONE, "--data", "digits", "--out", out)
-    run_all(out, f"{unet}:teacher", "digits")
-    weights = (out / "distribution/model.safetensors").read_bytes()
-    assert "done already" in hdistill(*command, "--teacher", f"{unet}:teacher").out
-    assert "with other settings (teacher_source: None here" in hdistill(*command).line
-    other = write_unet(tmp_path / "other.py", seed=1)
-    assert "was begun from another teacher" in hdistill(*command, "--teacher", f"{other}:teacher").line
-    # The same network by another name is the same teacher.
-    unet.rename(tmp_path / "renamed.py")
-    assert hdistill(*command, "--teacher", tmp_path / "renamed.py").code == 0
-    assert (out / "distribution/model.safetensors").read_bytes() == weights
+    shutil.copytree(finished / "run", out)
+    command = ("train", "distribution", *STAGES_ALONE, "--data", "digits", "--out", out)
+    before = contents(out)
+    assert "done already" in hdistill(*command, "--teacher", f"{finished / 'mine.py'}:teacher").out
+    # The same network in another place is the same teacher, another one is not.
+    same, other = write_unet(tmp_path / "same.py"), write_unet(tmp_path / "other.py", seed=1)
+    assert "done already" in hdistill(*command, "--teacher", same).out
+    (out / "recipe.json").write_bytes(before["recipe.json"])
+    assert contents(out) == before
+    assert "was begun from another teacher" in hdistill(*command, "--teacher", other).line
+    no_teacher = ("train", "trajectory", *STAGES_ALONE, "--data", "digits", "--out", out)
+    assert "no config.json in" in hdistill(*no_teacher).line
+    assert "with other settings (teacher_source: None here" in hdistill("run", *no_teacher[2:]).line
+    assert contents(out) == before
 
 
-def test_a_runs_recipe_runs_again_and_its_folder_is_a_teacher(unet: Path, tmp_path: Path) -> None:
-    run_all(tmp_path / "run", f"{unet}:teacher", "digits")
-    assert hdistill("run", tmp_path / "run/recipe.json", "--out", tmp_path / "again").code == 0
-    assert hdistill("run", *STAGES_ALONE, "--teacher", tmp_path / "run", "--out", tmp_path / "third").code == 0
-    one, two, three = (
-        (tmp_path / name / "distribution/model.safetensors").read_bytes() for name in ("run", "again", "third")
-    )
-    assert one == two == three
+@pytest.mark.slow
+def test_a_runs_recipe_runs_again_and_its_folder_is_a_teacher(finished: Path, tmp_path: Path) -> None:
+    for command in (("trajectory", finished / "run/recipe.json"), ("trajectory", *STAGES_ALONE)):
+        out = tmp_path / str(len(command))
+        teacher = ("--teacher", finished / "run") if len(command) > 2 else ()
+        answer = hdistill("train", *command, *teacher, "--out", out)
+        assert answer.code == 0, answer.err
+        weights = [(folder / "trajectory/model.safetensors").read_bytes() for folder in (out, finished / "run")]
+        assert weights[0] == weights[1]
 
 
 def test_there_is_no_teacher_to_train_where_one_is_given(unet: Path, tmp_path: Path) -> None:
@@ -131,22 +147,29 @@ def test_there_is_no_teacher_to_train_where_one_is_given(unet: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_trained_is_in_evaluation_mode(tmp_path: Path) -> None:
-    """A U-Net with dropout: its student, its fake score and a second run are functions of the seed alone."""
+@pytest.mark.slow
+def test_a_network_with_dropout_is_trained_without_it(tmp_path: Path) -> None:
+    """Student and fake score are functions of the seed alone, whatever the global generator has drawn before."""
     unet = write_unet(tmp_path / "mine.py", dropout=0.5)
-    for name in ("one", "two"):
-        torch.manual_seed(hash(name) % 1000)
-        run_all(tmp_path / name, unet, "digits")
-    one, two = ((tmp_path / name / "distribution/model.safetensors").read_bytes() for name in ("one", "two"))
-    assert one == two
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        out = tmp_path / str(seed)
+        for stage in ("trajectory", "distribution"):
+            answer = hdistill("train", stage, *STAGES_ALONE, "--teacher", unet, "--out", out)
+            assert answer.code == 0, answer.err
+        weights.append((out / "distribution/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_without_classes_on_data_with_classes(tmp_path: Path) -> None:
     unet = write_unet(tmp_path / "mine.py", classes=0)
-    refused = hdistill("run", *STAGES_ALONE, "--teacher", unet, "--out", tmp_path / "no")
+    command = ("train", "trajectory", *STAGES_ALONE, "--teacher", unet, "--out", tmp_path / "run")
+    refused = hdistill(*command)
     assert refused.code == 2
     assert "leave the labels out with the data's option labels=false" in refused.line
-    run_all(tmp_path / "run", unet, "digits?labels=false")
+    assert not (tmp_path / "run").exists()
+    assert hdistill(*command, "--data", "digits?labels=false").code == 0
 
 
 # ---- official weights
@@ -154,6 +177,7 @@ def test_without_classes_on_data_with_classes(tmp_path: Path) -> None:
 SIZES = {"image_size": 8, "channels": 4, "width": 32, "depth": 2, "num_heads": 2, "classes": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sit_s_2", "dit_s_2", "lightningdit_b_2", "repa_xl_2"])
 def test_official_weights_go_the_whole_way(name: str, tmp_path: Path) -> None:
     options = "&".join(f"{key}={value}" for key, value in SIZES.items())
@@ -195,6 +219,7 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_a_dit_pipeline_of_diffusers_goes_the_whole_way(diffusers: Any, tmp_path: Path) -> None:
     sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 3, "patch_size": 2}
     shape = {"in_channels": 4, "out_channels": 8, "sample_size": 8, "num_embeds_ada_norm": 3}
@@ -205,6 +230,7 @@ def test_a_dit_pipeline_of_diffusers_goes_the_whole_way(diffusers: Any, tmp_path
     assert isinstance(hd_zoo.from_pretrained(tmp_path / "run/distribution"), hd_zoo.DiffusedNoise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_unet_of_diffusers_goes_the_whole_way(diffusers: Any, prediction: str, tmp_path: Path) -> None:
     """A network's folder, and its scheduler's beside it."""

@@ -103,7 +103,8 @@ def tap_layers(settings: DiscriminatorSettings, teacher: nn.Module) -> FeatureTa
     try:
         return FeatureTap(teacher, inner_layers(teacher, settings.layers) or default_layers(teacher))
     except ValueError as error:
-        advice = "; without a name evenly spaced blocks are taken" if settings.layers else ""
+        advice = "; give --distribution.discriminator.layers without a name for evenly spaced blocks"
+        advice = advice if settings.layers else ""
         raise UserError(f"discriminator.layers: {error}{advice}") from error
 
 
