@@ -256,6 +256,7 @@ def test_list_layers_marks_the_defaults(unet: Path) -> None:
     assert any(line.split() == ["stem", "Conv2d", "8x8x8"] for line in lines)
 
 
+@pytest.mark.slow
 def test_list_models_has_a_line_for_each() -> None:
     answer = hdistill("list", "models")
     assert [line.split()[0] for line in answer.out.splitlines()] == hd_zoo.list_models()

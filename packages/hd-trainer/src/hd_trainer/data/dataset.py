@@ -138,9 +138,13 @@ class Unlabelled:
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        for name in ("are_all_alike", "unflipped"):
-            if (found := getattr(split, name, None)) is not None:
-                setattr(self, name, Unlabelled(found) if name == "unflipped" else found)
+
+    def __getattr__(self, name: str) -> Any:
+        """What some splits have beside the contract."""
+        if name not in ("are_all_alike", "captions", "unflipped"):
+            raise AttributeError(name)
+        found = getattr(self.split, name)
+        return Unlabelled(found) if name == "unflipped" else found
 
     def __len__(self) -> int:
         return len(self.split)
