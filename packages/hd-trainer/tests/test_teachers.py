@@ -172,6 +172,57 @@ def test_without_classes_on_data_with_classes(tmp_path: Path) -> None:
     assert hdistill(*command, "--data", "digits?labels=false").code == 0
 
 
+PROMPTED = """
+import torch
+from torch import nn
+
+from hd_trainer.data import Dataset, InMemory
+
+
+class Prompted(nn.Module):
+    sample_shape, classes, null_label, takes_r = (1, 4, 4), 0, None, False
+
+    def __init__(self):
+        super().__init__()
+        self.time_embed = nn.Linear(1, 8)
+        self.text = nn.Linear(5, 8)
+        self.blocks = nn.ModuleList([nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)])
+
+    def forward(self, x, t, *, prompt):
+        c = self.time_embed(t[:, None]) + self.text(prompt.mean(dim=1))
+        return self.blocks[1](self.blocks[0](x) + c[:, :, None, None])
+
+
+def teacher():
+    return Prompted()
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x, prompt = torch.rand(24, 1, 4, 4, generator=generator), torch.randn(24, 3, 5, generator=generator)
+    parts = [InMemory(x=x[part], conditions={"prompt": prompt[part]}) for part in (slice(0, 12), slice(12, 24))]
+    return Dataset(name="texts", train=parts[0], held_out=parts[1], null={"prompt": torch.zeros(3, 5)})
+"""
+
+
+@pytest.mark.slow
+def test_conditions_of_any_name_reach_the_teacher(tmp_path: Path) -> None:
+    """Embeddings of a text, which the data has: the stages, evaluation and report pass them on by their name."""
+    file = tmp_path / "mine.py"
+    file.write_text(PROMPTED)
+    source = ("--teacher", f"{file}:teacher", "--data", f"{file}:data", "--trajectory.guidance.scale", "2")
+    answer = hdistill("run", *STAGES_ALONE, *source, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    # No command line says a text.
+    answer = hdistill("sample", tmp_path / "run", "--out", tmp_path / "a.png")
+    assert (answer.code, "is not sampled by labels alone" in answer.line) == (2, True)
+    refused = hdistill("run", *STAGES_ALONE, "--teacher", source[1], "--data", "digits", "--out", tmp_path / "no")
+    assert refused.code == 2
+    layers = hdistill("list", "layers", source[1])
+    assert (layers.code, "with --data it is given the data's conditions" in layers.line) == (2, True)
+    assert "* blocks.0 " in hdistill("list", "layers", source[1], "--data", source[3]).out
+
+
 # ---- official weights
 
 SIZES = {"image_size": 8, "channels": 4, "width": 32, "depth": 2, "num_heads": 2, "classes": 3}
