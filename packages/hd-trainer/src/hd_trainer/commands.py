@@ -73,12 +73,12 @@ def report_command(arguments: list[str]) -> None:
 
 
 def list_command(arguments: list[str]) -> None:
-    if arguments in ([], *([flag] for flag in HELP_FLAGS)):
+    if arguments[-1:] and arguments[-1] in HELP_FLAGS and arguments[0] != "layers":  # which has options of its own
         lines = "".join(f"  hdistill list {name:10s} {one.line}\n" for name, one in LISTS.items())
         print(f"usage: hdistill list {{{','.join(LISTS)}}}\n\n{lines}", end="")
         return
-    if arguments[0] not in LISTS:
-        raise UserError(f"hdistill list shows: {', '.join(LISTS)}; got {' '.join(arguments)}")
+    if not arguments or arguments[0] not in LISTS:
+        raise UserError(f"hdistill list shows: {', '.join(LISTS)}; got {' '.join(arguments) or 'nothing'}")
     LISTS[arguments[0]].do(arguments[1:])
 
 
