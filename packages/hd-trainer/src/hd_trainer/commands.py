@@ -12,7 +12,7 @@ RECIPES_HELP = "Recipes, or a file (path/to/recipe.py:function, or a run's recip
 HELP_FLAGS = ("-h", "--help")
 STAGES_HELP = """
 STAGE is one of teacher, trajectory, distribution. A stage reads the weights of the one before it from --out, or
-from the folders given by --teacher-weights and --student-weights."""
+from what --teacher and --student-weights name."""
 
 
 def run_command(arguments: list[str]) -> None:
@@ -22,12 +22,7 @@ def run_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import run
         from hd_trainer.run_options import parse_settings
     options = parse_settings("run", arguments)
-    run(
-        options.settings,
-        options.out,
-        teacher_weights=options.teacher_weights,
-        student_weights=options.student_weights,
-    )
+    run(options.settings, options.out, student_weights=options.student_weights)
 
 
 def train_command(arguments: list[str]) -> None:
@@ -46,9 +41,8 @@ def train_command(arguments: list[str]) -> None:
         from hd_trainer.run_options import parse_settings
     options = parse_settings(f"train {arguments[0]}", arguments[1:])
     context = context_of(options.settings)
-    given = {"teacher_weights": options.teacher_weights, "student_weights": options.student_weights}
-    check(options.settings, context, **given)
-    train_stage(arguments[0], options.settings, context, options.out, **given)
+    check(options.settings, context, options.student_weights)
+    train_stage(arguments[0], options.settings, context, options.out, student_weights=options.student_weights)
 
 
 def sample_command(arguments: list[str]) -> None:
@@ -79,14 +73,41 @@ def report_command(arguments: list[str]) -> None:
 
 
 def list_command(arguments: list[str]) -> None:
-    if arguments[-1:] and arguments[-1] in HELP_FLAGS:
-        print("usage: hdistill list data\n\nWhat --data takes, with a line for each.")
+    if arguments[-1:] and arguments[-1] in HELP_FLAGS and arguments[0] != "layers":  # which has options of its own
+        lines = "".join(f"  hdistill list {name:10s} {one.line}\n" for name, one in LISTS.items())
+        print(f"usage: hdistill list {{{','.join(LISTS)}}}\n\n{lines}", end="")
         return
-    if arguments != ["data"]:
-        raise UserError(f"hdistill list shows: data; got {' '.join(arguments) or 'nothing'}")
+    if not arguments or arguments[0] not in LISTS:
+        raise UserError(f"hdistill list shows: {', '.join(LISTS)}; got {' '.join(arguments) or 'nothing'}")
+    LISTS[arguments[0]].do(arguments[1:])
+
+
+def list_data(arguments: list[str]) -> None:
+    _none_of(arguments, "data")
     with signals.held():
         from hd_trainer.data import SOURCES
     print("".join(f"  {name:19s} {line}\n" for name, line in SOURCES.items()), end="")
+
+
+def list_models(arguments: list[str]) -> None:
+    _none_of(arguments, "models")
+    with signals.held():
+        from hd_trainer.networks.listing import model_lines
+    print("\n".join(model_lines()))
+
+
+def list_layers(arguments: list[str]) -> None:
+    with signals.held():
+        from hd_trainer.options import LayersOptions, parse
+    options = parse(LayersOptions, arguments, "hdistill list layers")
+    with signals.held():
+        from hd_trainer.networks.listing import layer_lines
+    print("\n".join(layer_lines(options.teacher, options.data, every=options.every)))
+
+
+def _none_of(arguments: list[str], name: str) -> None:
+    if arguments:
+        raise UserError(f"hdistill list {name} takes nothing more; got {' '.join(arguments)}")
 
 
 def emoji_command(arguments: list[str]) -> None:
@@ -110,6 +131,22 @@ def recipes_help() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sublist:
+    """One of ``hdistill list``'s: a line of help, and the function of what follows its name."""
+
+    line: str
+    do: Callable[[list[str]], None]
+
+
+#: By name, in the order of the help.
+LISTS = {
+    "data": Sublist(line="what --data takes", do=list_data),
+    "models": Sublist(line="networks by name, for --model.name and --teacher NAME:FILE", do=list_models),
+    "layers": Sublist(line="TEACHER: what --distribution.discriminator.layers can name", do=list_layers),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """One command: how it is called, what it does in a line, and the function of its arguments."""
 
@@ -129,6 +166,6 @@ COMMANDS = {
     "sample": Command(usage="FOLDER", line="draw images with the weights of a run or of a stage", do=sample_command),
     "evaluate": Command(usage="RUN", line="measure the stages of a run again", do=evaluate_command),
     "report": Command(usage="RUN", line="write a run's report.html again", do=report_command),
-    "list": Command(usage="data", line="what --data takes", do=list_command),
+    "list": Command(usage="|".join(LISTS), line="what there is of each", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),
 }

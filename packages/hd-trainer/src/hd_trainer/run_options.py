@@ -25,7 +25,7 @@ class RunOptions:
     smoke: bool = False
     """the recipe's short form: the same path through the code in seconds, for tests"""
     teacher_weights: Path | None = None
-    """folder of a teacher's weights; none given: it is trained into OUT/teacher (train: is read from there)"""
+    """another name of --teacher, for a folder"""
     student_weights: Path | None = None
     """folder of the student that stage 2 starts from; none given: OUT/trajectory"""
 
@@ -47,4 +47,18 @@ def parse_settings(command: str, arguments: list[str]) -> RunOptions:
         settings = dataclasses.replace(settings, recipe=recipe)
     name = Path(recipe.partition(":")[0]).stem
     defaults = RunOptions(settings=settings, out=Path("runs") / (name + "-smoke" * smoke))
-    return parse(RunOptions, rest, f"hdistill {command} {recipe}", default=defaults)
+    return with_teacher(parse(RunOptions, rest, f"hdistill {command} {recipe}", default=defaults))
+
+
+def with_teacher(options: RunOptions) -> RunOptions:
+    """The options with what ``--teacher-weights`` names as the settings' teacher.
+
+    Raises:
+        UserError: if both flags name one.
+    """
+    if options.teacher_weights is None:
+        return options
+    source, folder = options.settings.teacher_source, str(options.teacher_weights)
+    if source not in (None, folder):
+        raise UserError(f"--teacher and --teacher-weights are one setting; got {source} and {folder}: give one of them")
+    return dataclasses.replace(options, settings=dataclasses.replace(options.settings, teacher_source=folder))
