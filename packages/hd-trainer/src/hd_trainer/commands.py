@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from hd_trainer import signals
 from hd_trainer.errors import UserError
@@ -22,12 +23,10 @@ def run_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import run
         from hd_trainer.run_options import parse_settings
     options = parse_settings("run", arguments)
-    run(
-        options.settings,
-        options.out,
-        teacher_weights=options.teacher_weights,
-        student_weights=options.student_weights,
-    )
+    given = {"teacher_weights": options.teacher_weights, "student_weights": options.student_weights}
+    if options.dry_run:
+        return _print_plan(options.settings, options.out, **given)
+    run(options.settings, options.out, **given)
 
 
 def train_command(arguments: list[str]) -> None:
@@ -45,8 +44,10 @@ def train_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import check, context_of, train_stage
         from hd_trainer.run_options import parse_settings
     options = parse_settings(f"train {arguments[0]}", arguments[1:])
-    context = context_of(options.settings)
     given = {"teacher_weights": options.teacher_weights, "student_weights": options.student_weights}
+    if options.dry_run:
+        return _print_plan(options.settings, options.out, stages=(arguments[0],), **given)
+    context = context_of(options.settings)
     check(options.settings, context, **given)
     train_stage(arguments[0], options.settings, context, options.out, **given)
 
@@ -96,6 +97,12 @@ def emoji_command(arguments: list[str]) -> None:
     with signals.held():
         from hd_trainer.data.emoji_build import build_emoji
     print(f"Wrote {build_emoji(options.out, options.packages)}")
+
+
+def _print_plan(*arguments: Any, **given: Any) -> None:
+    with signals.held():
+        from hd_trainer.dry_run import dry_run, format_plan
+    print(format_plan(dry_run(*arguments, **given)))
 
 
 def _print_usage(command: str) -> None:

@@ -102,12 +102,7 @@ def train_stage(
     def read(name: str) -> nn.Module:
         return load_network(sources[name], context.data, context.device)
 
-    prepare: dict[str, Callable[[], loop.Task]] = {
-        "teacher": lambda: teacher.prepare(settings.teacher, context, fresh_network(settings.model, context)),
-        "trajectory": lambda: trajectory.prepare(settings.trajectory, context, read("teacher")),
-        "distribution": lambda: distribution.prepare(settings.distribution, context, read("teacher"), read("student")),
-    }
-    task = prepare[stage]()
+    task = prepare(stage, settings, context, read)
     brought = {name: folder for name in needed if (folder := given[name]) is not None}
     check_sources(out, brought)
     check_sources(out / stage, sources)
@@ -116,6 +111,15 @@ def train_stage(
         note_sources(out, brought)
     note_sources(make_folder(out / stage), sources)
     loop.train(task, out / stage, settings.loop, context.writers)
+
+
+def prepare(stage: str, settings: Settings, context: Context, read: Callable[[str], nn.Module]) -> loop.Task:
+    """The stage's task; ``read`` gives the networks it starts from, "teacher" and "student"."""
+    if stage == "teacher":
+        return teacher.prepare(settings.teacher, context, fresh_network(settings.model, context))
+    if stage == "trajectory":
+        return trajectory.prepare(settings.trajectory, context, read("teacher"))
+    return distribution.prepare(settings.distribution, context, read("teacher"), read("student"))
 
 
 def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation.Row]:

@@ -24,6 +24,8 @@ class RunOptions:
     """the run's folder"""
     smoke: bool = False
     """the recipe's short form: the same path through the code in seconds, for tests"""
+    dry_run: bool = False
+    """say what would happen, how large it is and how long it takes, from a few measured steps; write nothing"""
     teacher_weights: Path | None = None
     """folder of a teacher's weights; none given: it is trained into OUT/teacher (train: is read from there)"""
     student_weights: Path | None = None
