@@ -29,6 +29,15 @@ def run_command(arguments: list[str]) -> None:
     run(options.settings, options.out, **given)
 
 
+def new_command(arguments: list[str]) -> None:
+    with signals.held():
+        from hd_trainer.options import NewOptions, parse
+    options = parse(NewOptions, arguments, "hdistill new")
+    with signals.held():
+        from hd_trainer.new_recipe import new_recipe
+    print(new_recipe(**vars(options)))
+
+
 def train_command(arguments: list[str]) -> None:
     if not arguments or arguments[0] in HELP_FLAGS:
         _print_usage("train STAGE")
@@ -81,13 +90,31 @@ def report_command(arguments: list[str]) -> None:
 
 def list_command(arguments: list[str]) -> None:
     if arguments[-1:] and arguments[-1] in HELP_FLAGS:
-        print("usage: hdistill list data\n\nWhat --data takes, with a line for each.")
+        lines = "".join(f"  hdistill list {name:10s} {one.line}\n" for name, one in LISTS.items())
+        print(f"usage: hdistill list {{{','.join(LISTS)}}}\n\n{lines}", end="")
         return
-    if arguments != ["data"]:
-        raise UserError(f"hdistill list shows: data; got {' '.join(arguments) or 'nothing'}")
+    if not arguments or arguments[0] not in LISTS:
+        raise UserError(f"hdistill list shows: {', '.join(LISTS)}; got {' '.join(arguments) or 'nothing'}")
+    LISTS[arguments[0]].do(arguments[1:])
+
+
+def list_data(arguments: list[str]) -> None:
+    _none_of(arguments, "data")
     with signals.held():
         from hd_trainer.data import SOURCES
     print("".join(f"  {name:19s} {line}\n" for name, line in SOURCES.items()), end="")
+
+
+def list_recipes(arguments: list[str]) -> None:
+    _none_of(arguments, "recipes")
+    print(recipes_help(), end="")
+    print(f"  {'FILE.py':12s} a function of yours, FILE.py:FUNCTION; `hdistill new NAME --data DATA` writes one")
+    print(f"  {'recipe.json':12s} of a run's folder: that run again, exactly")
+
+
+def _none_of(arguments: list[str], name: str) -> None:
+    if arguments:
+        raise UserError(f"hdistill list {name} takes nothing more; got {' '.join(arguments)}")
 
 
 def emoji_command(arguments: list[str]) -> None:
@@ -117,6 +144,21 @@ def recipes_help() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sublist:
+    """One of ``hdistill list``'s: a line of help, and the function of what follows its name."""
+
+    line: str
+    do: Callable[[list[str]], None]
+
+
+#: By name, in the order of the help.
+LISTS = {
+    "recipes": Sublist(line="what run and train take first", do=list_recipes),
+    "data": Sublist(line="what --data takes", do=list_data),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """One command: how it is called, what it does in a line, and the function of its arguments."""
 
@@ -130,12 +172,13 @@ COMMANDS = {
     "run": Command(
         usage="RECIPE", line="train teacher, stage 1 and stage 2, evaluate, write report.html", do=run_command
     ),
+    "new": Command(usage="NAME --data DATA", line="write a recipe for your data, to run or to change", do=new_command),
     "train": Command(
         usage="STAGE RECIPE", line="one stage alone: teacher, trajectory or distribution", do=train_command
     ),
     "sample": Command(usage="FOLDER", line="draw images with the weights of a run or of a stage", do=sample_command),
     "evaluate": Command(usage="RUN", line="measure the stages of a run again", do=evaluate_command),
     "report": Command(usage="RUN", line="write a run's report.html again", do=report_command),
-    "list": Command(usage="data", line="what --data takes", do=list_command),
+    "list": Command(usage="|".join(LISTS), line="what there is of each", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),
 }

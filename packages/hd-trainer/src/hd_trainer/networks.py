@@ -86,6 +86,21 @@ def fresh_network(model: ModelSettings, context: Context) -> nn.Module:
     return network
 
 
+def cost_of(model: ModelSettings, shape: tuple[int, ...], classes: int) -> hd_zoo.Cost:
+    """What a network for square samples of that shape costs; it is not made.
+
+    Raises:
+        UserError: for an unknown name or impossible sizes.
+    """
+    try:
+        network = hd_zoo.create_model(
+            model.name, image_size=shape[2], channels=shape[0], classes=classes, device="meta", **model.overrides()
+        )
+        return hd_zoo.model_cost(network)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
 def read_network(folder: Path, device: torch.device) -> nn.Module:
     """A frozen network of hd_zoo from its folder.
 

@@ -39,6 +39,22 @@ class SampleOptions:
     """"auto", "cpu", "cuda" ..."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NewOptions:
+    """Write a recipe file for your data: model, sizes, steps and batch by rules that stand beside them."""
+
+    name: tyro.conf.Positional[str]
+    """of the recipe, a Python name; `hdistill run NAME.py` then runs it"""
+    data: str
+    """data, as for `hdistill run`: folder:PATH, npz:FILE ...; see `hdistill list data`"""
+    out: Path | None = None
+    """the file to write; none given: NAME.py here"""
+    minutes: float | None = None
+    """the whole run, evaluation included; none given: 12 on a CPU, 60 on a GPU"""
+    device: str = "auto"
+    """the machine that it is for: "auto", "cpu", "cuda" ..."""
+
+
 @dataclass(frozen=True)
 class FolderOptions:
     """A run's folder."""

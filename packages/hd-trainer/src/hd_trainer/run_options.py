@@ -12,6 +12,7 @@ import tyro
 from hd_trainer.errors import UserError
 from hd_trainer.options import parse
 from hd_trainer.recipes import RECIPES, load_recipe
+from hd_trainer.run_folder import RECIPE, brought, check_sources
 from hd_trainer.settings import Settings
 
 
@@ -45,8 +46,31 @@ def parse_settings(command: str, arguments: list[str]) -> RunOptions:
     recipe, rest = arguments[0], arguments[1:]
     smoke = "--smoke" in rest
     settings = load_recipe(recipe, smoke=smoke)
+    if recipe.endswith(".json"):
+        return _again(command, recipe, settings, rest)
     if settings.recipe != recipe:
         settings = dataclasses.replace(settings, recipe=recipe)
     name = Path(recipe.partition(":")[0]).stem
     defaults = RunOptions(settings=settings, out=Path("runs") / (name + "-smoke" * smoke))
     return parse(RunOptions, rest, f"hdistill {command} {recipe}", default=defaults)
+
+
+def _again(command: str, recipe: str, settings: Settings, rest: list[str]) -> RunOptions:
+    """Options of a run's recipe.json: its settings as they are, and the weights that were brought to that run.
+
+    Raises:
+        UserError: also if these weights are gone or are others by now.
+    """
+    folder = Path(recipe).resolve().parent
+    weights = brought(folder)
+    name = f"{folder.name}-again" if Path(recipe).name == RECIPE else Path(recipe).stem
+    defaults = RunOptions(
+        settings=settings,
+        out=Path("runs") / name,
+        teacher_weights=weights.get("teacher"),
+        student_weights=weights.get("student"),
+    )
+    options = parse(RunOptions, rest, f"hdistill {command} {recipe}", default=defaults)
+    chosen = {"teacher": options.teacher_weights, "student": options.student_weights}
+    check_sources(folder, {name: path for name, path in weights.items() if chosen[name] == path})
+    return options
