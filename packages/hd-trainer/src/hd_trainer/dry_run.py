@@ -30,8 +30,8 @@ from hd_trainer.run_folder import check_claim
 from hd_trainer.settings import Settings
 from hd_trainer.stages import STAGES
 
-#: Runs of each kind of step: the first are left out, then so many or so many seconds, whichever is first [ours].
-WARM_UP, LEAST, MOST, SECONDS = 2, 3, 10, 1.5
+#: Runs of each kind of step: the first are left out, then so many, or so many seconds, whichever is first [ours].
+WARM_UP, MOST, SECONDS = 2, 10, 1.5
 #: Bytes of a parameter in training: weight, gradient, two moments.
 COPIES = 4
 #: Images that are scored to see how long scoring takes, and pictures of the report's grid.
@@ -124,7 +124,7 @@ def describe_data(context: Context) -> list[str]:
     some = data.train.read(torch.arange(min(1000, len(data.train)))).x
     channels, height, width = data.shape
     kind = {1: "grey images", 3: "images in colour"}.get(channels, "images") if data.holds_images else "latents"
-    mirrored = ", mirror images counted" if data.reference is not data.train else ""
+    mirrored = ", mirror images counted" if len(data.reference) < len(data.train) else ""
     lines = [
         f"{data.name}: {kind}, {channels} x {height} x {width} (channels, height, width)",
         f"{len(data.train):,} for training{mirrored}, {len(data.held_out):,} held out",
@@ -196,7 +196,7 @@ def _median(do: Callable[[], object], device: torch.device, *, warm_up: int = WA
     for _ in range(warm_up):
         do()
     seconds: list[float] = []
-    while len(seconds) < most and (len(seconds) < LEAST or sum(seconds) < SECONDS):
+    while len(seconds) < most and sum(seconds) < SECONDS:
         synchronise(device)
         began = time.perf_counter()
         do()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from hd_dmd import UniformLevels
 from hd_meanflow import LogitNormalTimes
@@ -189,7 +190,7 @@ def settings_of(facts: Facts, data: str, recipe: str) -> Settings:
 
 def shortened(settings: Settings) -> Settings:
     """The same path in seconds, for tests: every line of code runs, no picture is good."""
-    few = {"steps": 20, "batch": min(16, settings.teacher.batch)}
+    few: dict[str, Any] = {"steps": 20, "batch": min(16, settings.teacher.batch)}
     return dataclasses.replace(
         settings,
         loop=LoopSettings(log_every=5, checkpoint_every=20),
