@@ -13,7 +13,7 @@ RECIPES_HELP = "Recipes, or a file (path/to/recipe.py:function, or a run's recip
 HELP_FLAGS = ("-h", "--help")
 STAGES_HELP = """
 STAGE is one of teacher, trajectory, distribution. A stage reads the weights of the one before it from --out, or
-from the folders given by --teacher-weights and --student-weights."""
+from what --teacher and --student-weights name."""
 
 
 def run_command(arguments: list[str]) -> None:
@@ -23,10 +23,9 @@ def run_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import run
         from hd_trainer.run_options import parse_settings
     options = parse_settings("run", arguments)
-    given = {"teacher_weights": options.teacher_weights, "student_weights": options.student_weights}
     if options.dry_run:
-        return _print_plan(options.settings, options.out, **given)
-    run(options.settings, options.out, **given)
+        return _print_plan(options.settings, options.out, student_weights=options.student_weights)
+    run(options.settings, options.out, student_weights=options.student_weights)
 
 
 def new_command(arguments: list[str]) -> None:
@@ -53,12 +52,12 @@ def train_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import check, context_of, train_stage
         from hd_trainer.run_options import parse_settings
     options = parse_settings(f"train {arguments[0]}", arguments[1:])
-    given = {"teacher_weights": options.teacher_weights, "student_weights": options.student_weights}
     if options.dry_run:
-        return _print_plan(options.settings, options.out, stages=(arguments[0],), **given)
+        stages, given = (arguments[0],), options.student_weights
+        return _print_plan(options.settings, options.out, stages=stages, student_weights=given)
     context = context_of(options.settings)
-    check(options.settings, context, **given)
-    train_stage(arguments[0], options.settings, context, options.out, **given)
+    check(options.settings, context, options.student_weights)
+    train_stage(arguments[0], options.settings, context, options.out, student_weights=options.student_weights)
 
 
 def sample_command(arguments: list[str]) -> None:

@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from hd_trainer.engine.loop import DONE, LoopSettings, Task
 from hd_trainer.engine.parallel import synchronise
 from hd_trainer.errors import UserError
 from hd_trainer.evaluation.measure import Meter
-from hd_trainer.networks import CONFIG, fresh_network, load_network, sampler
+from hd_trainer.networks import CONFIG, fresh_network, load_network, load_teacher, sampler
 from hd_trainer.run_folder import check_claim
 from hd_trainer.settings import Settings
 from hd_trainer.stages import STAGES
@@ -96,7 +96,6 @@ def dry_run(
     out: Path,
     *,
     stages: Sequence[str] = STAGES,
-    teacher_weights: Path | None = None,
     student_weights: Path | None = None,
 ) -> Plan:
     """The plan of :func:`hd_trainer.run` with these arguments; of some ``stages`` alone without evaluation and report.
@@ -105,10 +104,10 @@ def dry_run(
         UserError: for whatever the run itself would refuse before it trains.
     """
     context = pipeline.context_of(settings)
-    pipeline.check(settings, context, teacher_weights, student_weights)
+    pipeline.check(settings, context, student_weights)
     check_claim(settings, out)
     _check_writable(out)
-    given = {"teacher": teacher_weights, "trajectory": student_weights, "distribution": None}
+    given = {"teacher": settings.teacher_source, "trajectory": student_weights, "distribution": None}
     networks: dict[str, nn.Module] = {}
     plans = [_stage(stage, settings, context, out, given, networks, stage in stages) for stage in STAGES]
     plan = {"data": describe_data(context), "stages": [one for one in plans if one.name in stages]}
@@ -144,7 +143,7 @@ def _stage(
     settings: Settings,
     context: Context,
     out: Path,
-    given: dict[str, Path | None],
+    given: Mapping[str, str | Path | None],
     networks: dict[str, nn.Module],
     wanted: bool,
 ) -> StagePlan:
@@ -152,7 +151,8 @@ def _stage(
     own, brought = out / stage, given[stage]
     folder = brought or (own if (own / CONFIG).exists() else None)
     if folder is not None:
-        networks[stage] = load_network(folder, context.data, context.device)
+        load = load_teacher if brought is not None and stage == "teacher" else load_network
+        networks[stage] = load(folder, context.data, context.device)
         if brought is not None or (own / DONE).exists():
             state = "done" if brought is None else f"left out: {brought}"
             return StagePlan(name=stage, state=state, **_size(networks[stage]))
