@@ -48,7 +48,7 @@ FLOORS = [
     ("evaluation/",),
     ("stages/",),
     ("settings.py",),
-    ("recipes/", "rules.py", "run_folder.py"),
+    ("recipes/", "memory.py", "rules.py", "run_folder.py"),
     ("new_recipe.py", "run_options.py", "sample.py", "report/"),
     ("pipeline.py",),
     ("dry_run.py",),

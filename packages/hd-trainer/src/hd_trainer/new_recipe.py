@@ -11,6 +11,7 @@ import torch
 from hd_trainer import rules
 from hd_trainer.data import load_data
 from hd_trainer.engine.parallel import choose_device
+from hd_trainer.engine.precision import has_bf16
 from hd_trainer.errors import UserError
 from hd_trainer.files import write_text
 from hd_trainer.recipes import RECIPES
@@ -101,11 +102,13 @@ def facts_of(data: str, device: str, minutes: float | None) -> rules.Facts:
     """What the rules look at, read from the data and the machine."""
     found = load_data(data)
     channels, height, width = found.shape
+    place = choose_device(device)
     return rules.Facts(
         shape=(channels, height, width),
         samples=len(found.reference),
         classes=len(found.classes),
-        device=choose_device(device).type,
+        device=place.type,
+        bf16=has_bf16(place),
         cores=torch.get_num_threads(),
         minutes=minutes,
     )

@@ -17,6 +17,7 @@ from hd_trainer.context import Context, make_context
 from hd_trainer.engine import loop
 from hd_trainer.errors import UserError
 from hd_trainer.files import is_number, make_folder, read_json
+from hd_trainer.memory import check_memory
 from hd_trainer.networks import check_student, fresh_network, guided, load_network, load_teacher
 from hd_trainer.report import write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
@@ -66,9 +67,11 @@ def check(settings: Settings, context: Context, student_weights: Path | None = N
     """Find out what the settings' own checks cannot know, before anything is written or trained.
 
     Raises:
-        UserError: for an impossible network, a teacher or weights that are missing or do not fit the data, a teacher of
-            which no student can be made, guidance that it cannot give, or discriminator layers that it lacks.
+        UserError: for an impossible network, one that does not fit into the memory, a teacher or weights that are
+            missing or do not fit the data, a teacher of which no student can be made, guidance that it cannot give, or
+            discriminator layers that it lacks.
     """
+    check_memory(settings, context)
     if settings.teacher_source is None:
         network = fresh_network(settings.model, context)
         tap_layers(settings.distribution.discriminator, network)

@@ -45,9 +45,9 @@ MINUTES = {"cpu": 12.0, "cuda": 60.0}
 EVALUATION_SHARE = 0.25
 SHARES = {"teacher": 0.35, "trajectory": 0.2, "distribution": 0.45}
 #: Multiply-adds of a step, in forward passes of its batch.
-PASSES = {"teacher": 3.0, "trajectory": 5.0, "distribution": 7.5}
-#: Multiply-adds a second: of one core, and of one GPU.
-RATE = {"cpu": 40e9, "cuda": 5e12}
+PASSES = {"teacher": 3.0, "trajectory": 5.3, "distribution": 8.8}
+#: Multiply-adds a second: of one core in float32 and where bfloat16 runs in hardware, and of one GPU.
+RATE = {"fp32": 30e9, "bf16": 50e9, "cuda": 5e12}
 #: A pass of a small network is many small operations: seconds that it takes however few its multiply-adds are.
 LEAST_PASS = {"cpu": 0.006, "cuda": 0.01}
 LEAST_STEPS = {"teacher": 600, "trajectory": 300, "distribution": 300}
@@ -84,6 +84,8 @@ class Facts:
     """"cpu" or "cuda" """
     cores: int = 2
     """that PyTorch computes with; of a GPU they do not count"""
+    bf16: bool = False
+    """whether the CPU multiplies in bfloat16 by hardware"""
     minutes: float | None = None
     """the whole run, evaluation and report included; None: see MINUTES"""
 
@@ -110,7 +112,7 @@ class Facts:
 
 def step_seconds(facts: Facts, model: ModelSettings, stage: str, batch: int) -> float:
     """Estimated time of a step: multiply-adds over their rate."""
-    rate = RATE[facts.kind] * (facts.cores if facts.kind == "cpu" else 1)
+    rate = RATE["cuda"] if facts.kind == "cuda" else RATE["bf16" if facts.bf16 else "fp32"] * facts.cores
     work = batch * cost_of(model, facts.shape, facts.classes).multiply_adds
     return PASSES[stage] * (LEAST_PASS[facts.kind] + work / rate)
 
