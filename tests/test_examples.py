@@ -87,6 +87,7 @@ def test_own_recipe_goes_the_whole_way_on_own_data() -> None:
     assert all(row["fd"] is None for row in rows)  # no network knows bars
 
 
-def test_own_teacher_is_taken_from_its_folder() -> None:
+def test_own_teacher_is_a_network_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes into ./runs
     rows = load_example("own_teacher").main()
     assert rows[-1]["name"] == "distribution"

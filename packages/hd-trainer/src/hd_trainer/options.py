@@ -63,6 +63,18 @@ class FolderOptions:
     """made by `hdistill run`, e.g. runs/digits"""
 
 
+@dataclass(frozen=True)
+class LayersOptions:
+    """Names of a teacher's modules that the discriminator can look at."""
+
+    teacher: tyro.conf.Positional[str]
+    """as after --teacher: FOLDER, sit_xl_2:FILE, a folder or hub id of diffusers, or file.py:function"""
+    data: str | None = None
+    """as after --data, for a teacher that needs conditions such as a prompt; none given: noise, and class 0"""
+    every: bool = False
+    """all modules, not the outer ones alone"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmojiOptions:
     """Build the emoji set, which `--data emoji` reads: drawings and names from npm, rendered by resvg-py."""

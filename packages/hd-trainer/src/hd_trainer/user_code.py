@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ def load_function(text: str, default: str) -> Callable[..., Any]:
     name = name or default
     if not Path(path).is_file():
         raise UserError(f"no file {path}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"_of_user_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    if (folder := str(Path(path).resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # what lies beside the file can be imported, now and when the function is called
     try:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:

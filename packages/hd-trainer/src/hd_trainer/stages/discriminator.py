@@ -25,6 +25,7 @@ from hd_meanflow import interpolate
 from hd_trainer.checks import check_choice, check_number, check_whole
 from hd_trainer.context import Context
 from hd_trainer.earlier import upgrade_discriminator
+from hd_trainer.engine import draws
 from hd_trainer.engine.draws import seeded
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings
 from hd_trainer.errors import UserError
@@ -103,19 +104,30 @@ def tap_layers(settings: DiscriminatorSettings, teacher: nn.Module) -> FeatureTa
     try:
         return FeatureTap(teacher, inner_layers(teacher, settings.layers) or default_layers(teacher))
     except ValueError as error:
-        advice = "; without a name evenly spaced blocks are taken" if settings.layers else ""
+        advice = "; give --distribution.discriminator.layers without a name for evenly spaced blocks"
+        advice = advice if settings.layers else ""
         raise UserError(f"discriminator.layers: {error}{advice}") from error
 
 
 @torch.no_grad()
 def check_layers(settings: DiscriminatorSettings, context: Context, teacher: nn.Module) -> None:
-    """Raises UserError if the teacher lacks a layer, or one puts out no features for a sample of the data."""
+    """Raises UserError if the teacher lacks a layer, or what one puts out are no features or the same for all samples.
+
+    The last is so of the layers of a time embedding.
+    """
     tap = tap_layers(settings, teacher)
-    batch = context.data.train.read(torch.zeros(1, dtype=torch.long)).to(context.device)
+    x = draws.picture_noise(context.data.shape, 0, 2, context.device)
+    cond = context.data.train.read(torch.zeros(2, dtype=torch.long)).to(context.device).cond
     try:
-        tap(batch.x, batch.x.new_full((1,), 0.5), **batch.cond)
+        features = tap(x, x.new_full((2,), 0.5), **cond)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"discriminator.layers: {' '.join(str(error).split())[:300]}") from error
+    for name, feature in zip(tap.names, features, strict=True):
+        if torch.equal(feature[0], feature[1]):
+            raise UserError(
+                f"discriminator.layers: {name} puts out the same for two different samples; name other modules "
+                "(see hdistill list layers)"
+            )
 
 
 def prepare_judge(settings: DiscriminatorSettings, context: Context, teacher: nn.Module) -> Judge:
