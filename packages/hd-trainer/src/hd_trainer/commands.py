@@ -88,11 +88,7 @@ def report_command(arguments: list[str]) -> None:
 
 
 def list_command(arguments: list[str]) -> None:
-<<<<<<< HEAD
-    if arguments[-1:] and arguments[-1] in HELP_FLAGS:
-=======
     if arguments[-1:] and arguments[-1] in HELP_FLAGS and arguments[0] != "layers":  # which has options of its own
->>>>>>> teachers-x
         lines = "".join(f"  hdistill list {name:10s} {one.line}\n" for name, one in LISTS.items())
         print(f"usage: hdistill list {{{','.join(LISTS)}}}\n\n{lines}", end="")
         return
@@ -108,13 +104,13 @@ def list_data(arguments: list[str]) -> None:
     print("".join(f"  {name:19s} {line}\n" for name, line in SOURCES.items()), end="")
 
 
-<<<<<<< HEAD
 def list_recipes(arguments: list[str]) -> None:
     _none_of(arguments, "recipes")
     print(recipes_help(), end="")
     print(f"  {'FILE.py':12s} a function of yours, FILE.py:FUNCTION; `hdistill new NAME --data DATA` writes one")
     print(f"  {'recipe.json':12s} of a run's folder: that run again, exactly")
-=======
+
+
 def list_models(arguments: list[str]) -> None:
     _none_of(arguments, "models")
     with signals.held():
@@ -129,7 +125,6 @@ def list_layers(arguments: list[str]) -> None:
     with signals.held():
         from hd_trainer.networks.listing import layer_lines
     print("\n".join(layer_lines(options.teacher, options.data, every=options.every)))
->>>>>>> teachers-x
 
 
 def _none_of(arguments: list[str], name: str) -> None:
@@ -173,14 +168,10 @@ class Sublist:
 
 #: By name, in the order of the help.
 LISTS = {
-<<<<<<< HEAD
     "recipes": Sublist(line="what run and train take first", do=list_recipes),
-    "data": Sublist(line="what --data takes", do=list_data),
-=======
     "data": Sublist(line="what --data takes", do=list_data),
     "models": Sublist(line="networks by name, for --model.name and --teacher NAME:FILE", do=list_models),
     "layers": Sublist(line="TEACHER: what --distribution.discriminator.layers can name", do=list_layers),
->>>>>>> teachers-x
 }
 
 
