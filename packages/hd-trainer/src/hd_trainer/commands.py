@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from hd_trainer import signals
 from hd_trainer.errors import UserError
@@ -62,11 +63,15 @@ def sample_command(arguments: list[str]) -> None:
 
 def evaluate_command(arguments: list[str]) -> None:
     with signals.held():
-        from hd_trainer.options import FolderOptions, parse
-    folder = parse(FolderOptions, arguments, "hdistill evaluate").folder
+        from hd_trainer.options import EvaluateOptions, parse
+    options = parse(EvaluateOptions, arguments, "hdistill evaluate")
     with signals.held():
+        from hd_trainer.evaluation.outside import evaluate_pictures
         from hd_trainer.pipeline import evaluate_folder
-    evaluate_folder(folder)
+    if options.against is None:
+        evaluate_folder(Path(options.path), options.extractors)
+    else:
+        evaluate_pictures(options.path, options.against, options.extractors, options.out, options.device)
 
 
 def report_command(arguments: list[str]) -> None:
@@ -127,7 +132,9 @@ COMMANDS = {
         usage="STAGE RECIPE", line="one stage alone: teacher, trajectory or distribution", do=train_command
     ),
     "sample": Command(usage="FOLDER", line="draw images with the weights of a run or of a stage", do=sample_command),
-    "evaluate": Command(usage="RUN", line="measure the stages of a run again", do=evaluate_command),
+    "evaluate": Command(
+        usage="PATH", line="measure a run again, or pictures --against a data set", do=evaluate_command
+    ),
     "report": Command(usage="RUN", line="write a run's report.html again", do=report_command),
     "list": Command(usage="data", line="what --data takes", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),

@@ -196,3 +196,20 @@ def weights_digest(folder: Path) -> str:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"no {WEIGHTS} in {folder}")
     return digest(folder / WEIGHTS)
+
+
+def load_vision_model(place: str, device: torch.device) -> nn.Module:
+    """A frozen model of the library transformers, from a folder or by its name on the hub: for extractors.
+
+    Raises:
+        UserError: if the library is missing, or there is no such model in safetensors.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(f"{place}: transformers is not installed: pip install transformers") from error
+    try:
+        network: nn.Module = transformers.AutoModel.from_pretrained(place, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise UserError(f"{place} cannot be read as a model of transformers ({str(error)[:200]})") from error
+    return network.to(device).eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable
@@ -22,6 +23,17 @@ from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_so
 from hd_trainer.settings import Settings
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.discriminator import tap_layers
+
+__all__ = [
+    "check",
+    "context_of",
+    "evaluate",
+    "evaluate_folder",
+    "evaluate_pictures",
+    "report_folder",
+    "run",
+    "train_stage",
+]
 
 
 def run(
@@ -67,6 +79,7 @@ def check(
     else:
         network = load_network(teacher_weights, context.data, context.device)
     tap_layers(settings.distribution.discriminator, network)
+    evaluation.check_extractors(settings.evaluation.extractors, context.data)
     if student_weights is not None:
         load_network(student_weights, context.data, context.device)
 
@@ -127,7 +140,9 @@ def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation
     folders = stage_folders(out)
     networks = {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
     make_run_folder(out)
-    rows = evaluation.evaluate(settings.evaluation, context, networks)
+    began = time.perf_counter()
+    extractors = evaluation.load_extractors(settings.evaluation.extractors, context.data, context.device)
+    rows = evaluation.evaluate(settings.evaluation, context, networks, extractors)
     facts: dict[str, Any] = {
         "recipe": settings.recipe,
         "seed": settings.seed,
@@ -139,16 +154,20 @@ def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation
         "device": context.device.type,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "guidance_scale": settings.evaluation.guidance.scale,
+        **evaluation.facts_of(settings.evaluation, context.data, extractors),
+        "evaluation_seconds": round(time.perf_counter() - began, 1),
     }
     evaluation.save_rows(rows, out, facts)
-    print(evaluation.format_rows(rows, context.data.name))
+    print(evaluation.format_rows(rows, [one.name for one in extractors]))
     return rows
 
 
-def evaluate_folder(out: Path) -> None:
-    """:func:`evaluate` with the settings noted in a run's folder."""
+def evaluate_folder(out: Path, extractors: tuple[str, ...] = ()) -> None:
+    """:func:`evaluate` with the settings noted in a run's folder; ``extractors``, where given, in place of its own."""
     settings = read_settings(out)
+    if extractors:
+        chosen = dataclasses.replace(settings.evaluation, extractors=extractors)
+        settings = dataclasses.replace(settings, evaluation=chosen)
     evaluate(settings, context_of(settings), out)
 
 
