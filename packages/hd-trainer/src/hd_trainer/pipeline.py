@@ -24,17 +24,6 @@ from hd_trainer.settings import Settings
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.discriminator import tap_layers
 
-__all__ = [
-    "check",
-    "context_of",
-    "evaluate",
-    "evaluate_folder",
-    "evaluate_pictures",
-    "report_folder",
-    "run",
-    "train_stage",
-]
-
 
 def run(
     settings: Settings, out: Path, *, teacher_weights: Path | None = None, student_weights: Path | None = None

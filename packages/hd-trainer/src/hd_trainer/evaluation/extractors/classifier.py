@@ -25,7 +25,7 @@ from hd_trainer.files import digest, folder_in_progress, read_json, read_tensors
 CODE = 1
 FEATURES, BATCH, SEED = 128, 128, 0
 #: Passes over the training split, and the least and greatest number of steps [ours].
-EPOCHS, FEWEST, MOST = 4, 600, 2_000
+EPOCHS, FEWEST, MOST = 3, 600, 1_500
 #: Larger pictures are scaled down to this side first.
 SIDE = 64
 OPTIMIZER = OptimizerSettings(lr=2e-3, weight_decay=0.05, clip=float("inf"))
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        widths = ((channels, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
+        widths = ((channels, 32, 1), (32, 64, 2), (64, 128, 2), (128, 128, 1))
         blocks = [
             nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
             for a, b, stride in widths
