@@ -229,7 +229,7 @@ def _inputs(settings: EvaluationSettings, context: Context, count: int, seed: in
     if settings.labels == "random":
         generator = draws.step_generator(context.seed, "evaluation", seed)
         index = draws.any_of(len(split), count, generator)
-    first = draws.evaluation_seed(context.seed, seed)
+    first = draws.evaluation_seed(context.seed, seed, count)
     noise = draws.picture_noise(context.data.shape, first, count, context.device)
     return noise, {name: value.to(context.device) for name, value in split.cond(index).items()}
 
