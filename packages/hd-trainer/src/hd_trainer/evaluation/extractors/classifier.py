@@ -25,7 +25,7 @@ from hd_trainer.files import digest, folder_in_progress, read_json, read_tensors
 CODE = 1
 FEATURES, BATCH, SEED = 128, 128, 0
 #: Passes over the training split, and the least and greatest number of steps [ours].
-EPOCHS, FEWEST, MOST = 3, 600, 1_500
+EPOCHS, FEWEST, MOST = 3, 300, 1_500
 #: Larger pictures are scaled down to this side first.
 SIDE = 64
 OPTIMIZER = OptimizerSettings(lr=2e-3, weight_decay=0.05, clip=float("inf"))
@@ -92,11 +92,11 @@ def trained_classifier(data: Dataset, device: torch.device) -> Trained:
     shape = tuple(as_measured(data, data.train.read(torch.zeros(1, dtype=torch.long)).x).shape[1:])
     key = key_of("classifier", CODE, split_digest(data, data.train), list(shape), list(data.classes))
     target = cache_folder() / "extractors" / f"classifier-{key}"
-    network = Classifier(shape[0], len(data.classes))
-    if (found := _read(target, network)) is not None:
-        return found
     with draws.seeded(SEED):
         network = Classifier(shape[0], len(data.classes))
+        unfilled = Classifier(shape[0], len(data.classes))
+    if (found := _read(target, unfilled)) is not None:
+        return found
     steps = train(network.to(device), data, device)
     network.eval().requires_grad_(False)
     facts = {
@@ -110,7 +110,7 @@ def trained_classifier(data: Dataset, device: torch.device) -> Trained:
     with folder_in_progress(target) as temporary:
         write_tensors(temporary / WEIGHTS, network.state_dict())
         write_json(temporary / FACTS, facts)
-    kept = _read(target, network.cpu())
+    kept = _read(target, unfilled)
     if kept is None:
         raise UserError(f"{target} cannot be read back; choose another cache folder with HDISTILL_CACHE")
     return kept
