@@ -176,7 +176,7 @@ def _holds(path: Path, name: str) -> bool:
 
 def _floats(pixels: np.ndarray) -> Tensor:
     """(B, H, W, C) uint8 -> (B, C, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, 3, 1))).float() / 127.5 - 1
+    return torch.from_numpy(np.moveaxis(pixels, 3, 1).astype(np.float32)) / 127.5 - 1
 
 
 def _name(place: str) -> str:
