@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hd_trainer import signals
@@ -71,11 +72,15 @@ def sample_command(arguments: list[str]) -> None:
 
 def evaluate_command(arguments: list[str]) -> None:
     with signals.held():
-        from hd_trainer.options import FolderOptions, parse
-    folder = parse(FolderOptions, arguments, "hdistill evaluate").folder
+        from hd_trainer.options import EvaluateOptions, parse
+    options = parse(EvaluateOptions, arguments, "hdistill evaluate")
     with signals.held():
+        from hd_trainer.evaluation.outside import evaluate_pictures
         from hd_trainer.pipeline import evaluate_folder
-    evaluate_folder(folder)
+    if options.against is None:
+        evaluate_folder(Path(options.path), options.extractors)
+    else:
+        evaluate_pictures(options.path, options.against, options.extractors, options.out, options.device)
 
 
 def report_command(arguments: list[str]) -> None:
@@ -189,12 +194,16 @@ COMMANDS = {
     "run": Command(
         usage="RECIPE", line="train teacher, stage 1 and stage 2, evaluate, write report.html", do=run_command
     ),
-    "new": Command(usage="NAME --data DATA", line="write a recipe for your data, to run or to change", do=new_command),
+    "new": Command(
+        usage="NAME --data DATA [--teacher T]", line="write a recipe for your data, to run or to change", do=new_command
+    ),
     "train": Command(
         usage="STAGE RECIPE", line="one stage alone: teacher, trajectory or distribution", do=train_command
     ),
     "sample": Command(usage="FOLDER", line="draw images with the weights of a run or of a stage", do=sample_command),
-    "evaluate": Command(usage="RUN", line="measure the stages of a run again", do=evaluate_command),
+    "evaluate": Command(
+        usage="PATH", line="measure a run again, or pictures --against a data set", do=evaluate_command
+    ),
     "report": Command(usage="RUN", line="write a run's report.html again", do=report_command),
     "list": Command(usage="|".join(LISTS), line="what there is of each", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),

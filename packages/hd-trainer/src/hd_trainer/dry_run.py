@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from hd_trainer.engine.checkpoint import complete_checkpoints
 from hd_trainer.engine.loop import DONE, LoopSettings, Task
 from hd_trainer.engine.parallel import synchronise
 from hd_trainer.errors import UserError
+from hd_trainer.evaluation.extractors import default_names, load_extractors
 from hd_trainer.evaluation.measure import Meter
 from hd_trainer.networks import CONFIG, fresh_network, load_network, load_teacher, sampler
 from hd_trainer.run_folder import check_claim
@@ -76,9 +78,11 @@ class Plan:
     """lines about the data"""
     stages: list[StagePlan]
     rows: int = 0
-    """of the evaluation's table"""
+    """measurements: of real data twice, of each network at each number of steps one for each sampling seed"""
     samples: int = 0
-    """images a row"""
+    """images of each"""
+    extractors: str = ""
+    """their names"""
     evaluation_seconds: float = 0.0
     report_seconds: float = 0.0
     peak_bytes: int | None = None
@@ -205,25 +209,28 @@ def _median(do: Callable[[], object], device: torch.device, *, warm_up: int = WA
     return statistics.median(seconds)
 
 
-def _evaluation(settings: Settings, context: Context, networks: dict[str, nn.Module]) -> dict[str, float | int]:
+def _evaluation(settings: Settings, context: Context, networks: dict[str, nn.Module]) -> dict[str, Any]:
     """Rows and samples of the table, and its time, from a few calls of a teacher and a student and one scoring."""
     wanted, data = settings.evaluation, context.data
     samples = wanted.samples or len(data.reference)
     batch = min(wanted.batch, samples)
     cond = {name: value.to(context.device) for name, value in data.reference.cond(_first(batch, context)).items()}
     noise = draws.picture_noise(data.shape, 0, batch, context.device)
+    names = wanted.extractors or default_names(data)
+    extractors = [] if "classifier" in names else load_extractors(wanted.extractors, data, context.device)
     began = time.perf_counter()
-    meter = Meter(data)
+    meter = Meter(data, extractors)
     seconds = time.perf_counter() - began
-    rows, images_a_second = 1, {}
+    rows, images_a_second = 2, {}
     for name, network in networks.items():
         draw, calls = sampler(network, 1, wanted.guidance, data.null)
         call = _median(lambda draw=draw: draw(noise, cond), context.device, warm_up=1, most=5) / calls  # type: ignore[misc]
         images_a_second[name] = batch / call
         for steps in wanted.teacher_steps if name == "teacher" else wanted.student_steps:
             calls = sampler(network, steps, wanted.guidance, data.null)[1]
-            seconds += max(1, wanted.timing_repeats // calls) * samples * calls / images_a_second[name]
-            rows += 1
+            times = max(1, wanted.timing_repeats // calls) + wanted.seeds - 1
+            seconds += times * samples * calls / images_a_second[name]
+            rows += wanted.seeds
     few = min(SCORED, samples)
     chosen = data.reference.read(_first(few, context))
     scoring = _median(lambda: meter.measure(chosen.x, chosen.cond), context.device, warm_up=0, most=1)
@@ -233,6 +240,7 @@ def _evaluation(settings: Settings, context: Context, networks: dict[str, nn.Mod
         "samples": samples,
         "evaluation_seconds": seconds + rows * scoring * samples / few,
         "report_seconds": report,
+        "extractors": ", ".join(names) or "none",
     }
 
 
@@ -295,11 +303,13 @@ def format_plan(plan: Plan) -> str:
             line += f"{'':15s}{one.parameters:>13,}{size(one.weight_bytes):>10s}{'':32s}"
         lines.append(f"{line}{duration(one.seconds):>12s}  {one.state}")
     if plan.rows:
-        row = f"{plan.rows} rows of {plan.samples:,} images"
+        row = f"{plan.rows} times {plan.samples:,} images; extractors: {plan.extractors}"
         lines.append(f"{'evaluation':13s}{row:70s}{duration(plan.evaluation_seconds):>12s}")
         lines.append(f"{'report':83s}{duration(plan.report_seconds):>12s}")
     lines.append(f"{'in all':83s}{duration(plan.seconds):>12s}")
     peak = "unknown here" if plan.peak_bytes is None else size(plan.peak_bytes)
+    if "classifier" in plan.extractors:
+        lines.append("The classifier's training is not counted: minutes, once for a data set.")
     lines += ["", f"Peak memory while this was measured: {peak}. {'; '.join(plan.facts)}. Nothing was written."]
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from hd_trainer.engine.parallel import choose_device
 from hd_trainer.engine.precision import has_bf16
 from hd_trainer.errors import UserError
 from hd_trainer.files import write_text
+from hd_trainer.networks import counted_multiply_adds, load_teacher
 from hd_trainer.recipes import RECIPES
 from hd_trainer.settings import Settings
 
@@ -44,12 +45,12 @@ def recipe() -> Settings:
         recipe=__file__,
         data={data},
         # {model_rule}
-        model={model},
+        {model},
         # A tenth of the longest stage, at least 200.
         loop=LoopSettings(checkpoint_every={checkpoint_every:_}),
         # {steps_rule}
         # {batch_rule}
-        teacher=TeacherSettings(steps={teacher.steps:_}, batch={teacher.batch}, optimizer={teacher_optimizer}),
+        teacher={teacher}
         trajectory=TrajectorySettings(
             steps={trajectory.steps:_}, batch={trajectory.batch}, optimizer={trajectory_optimizer},
             # The student is asked for one step alone: half of its intervals are (0, 1).
@@ -67,7 +68,11 @@ def recipe() -> Settings:
             ),
         ),
         # {evaluation_rule}
-        evaluation={evaluation},
+        # {metric_rule}
+        evaluation=EvaluationSettings(
+            samples={evaluation.samples:_}, teacher_steps={evaluation.teacher_steps},
+            timing_repeats={evaluation.timing_repeats}, extractors={extractors},
+        ),
     )
 
 
@@ -77,16 +82,22 @@ def smoke() -> Settings:
 
 
 def new_recipe(
-    name: str, data: str, out: Path | None = None, minutes: float | None = None, device: str = "auto"
+    name: str,
+    data: str,
+    teacher: str | None = None,
+    out: Path | None = None,
+    minutes: float | None = None,
+    device: str = "auto",
 ) -> str:
     """Write the recipe ``name`` for a data set to ``out`` (None: ``name.py`` here); a line about it.
 
     Raises:
-        UserError: for a name that is no identifier or is taken, a file that exists, or data that cannot be used.
+        UserError: for a name that is no identifier or is taken, a file that exists, or data or a teacher that
+            cannot be used.
     """
     out = _checked(name, out)
-    facts = facts_of(data, device, minutes)
-    settings = rules.settings_of(facts, data, name)
+    facts = facts_of(data, device, minutes, teacher)
+    settings = rules.settings_of(facts, data, name, teacher)
     write_text(out, text_of(settings, facts, data, out))
     estimate = rules.estimated_minutes(facts)
     asked = facts.minutes or rules.MINUTES[facts.kind]
@@ -98,18 +109,23 @@ def new_recipe(
     )
 
 
-def facts_of(data: str, device: str, minutes: float | None) -> rules.Facts:
-    """What the rules look at, read from the data and the machine."""
+def facts_of(data: str, device: str, minutes: float | None, teacher: str | None = None) -> rules.Facts:
+    """What the rules look at, read from the data, the machine and the teacher."""
     found = load_data(data)
     channels, height, width = found.shape
     place = choose_device(device)
+    work = None
+    if teacher is not None:
+        work = counted_multiply_adds(load_teacher(teacher, found, place), found, place)
     return rules.Facts(
         shape=(channels, height, width),
         samples=len(found.reference),
         classes=len(found.classes),
+        pictures=found.holds_images or found.decode is not None,
         device=place.type,
         bf16=has_bf16(place),
         cores=torch.get_num_threads(),
+        teacher_multiply_adds=work,
         minutes=minutes,
     )
 
@@ -122,50 +138,62 @@ def described(facts: rules.Facts) -> str:
 
 def text_of(settings: Settings, facts: rules.Facts, data: str, file: Path) -> str:
     """The recipe's file; the function in it returns these settings."""
-    model, evaluation, stages = settings.model, settings.evaluation, settings.distribution
-    sizes = "".join(f", {name}={value}" for name in ("width", "depth") if (value := getattr(model, name)) is not None)
-    patch = 2 if model.name.endswith("_2") else 4
-    side = facts.shape[2]
+    evaluation, stages = settings.evaluation, settings.distribution
+    judge = stages.discriminator
+    minutes = facts.minutes or rules.MINUTES[facts.kind]
     machine = (
         f"{facts.cores} CPU core{'s' * (facts.cores > 1)}" if facts.kind == "cpu" else f"one {facts.device} device"
     )
-    minutes = facts.minutes or rules.MINUTES[facts.kind]
-    epochs = settings.teacher.steps * settings.teacher.batch / facts.samples
+    shares = "/".join(f"{100 * share:.0f}" for share in rules.shares_of(facts).values())
     return TEXT.format(
         title=f"{described(facts)}: about {rules.estimated_minutes(facts):.0f} min on {machine}.",
         file=file,
         stem=file.stem,
         data=_quoted(data),
-        model=f'ModelSettings(name="{model.name}"{sizes})',
-        model_rule=f"{side} pixels a side in patches of {patch}: {(side // patch) ** 2} tokens. "
-        + (
-            "The smallest network that fits them."
-            if model in (rules.PATCH_2[0], rules.PATCH_4[0])
-            else f"The largest network that leaves {rules.WORTH_STEPS:,} steps."
-        ),
-        steps_rule=f"{minutes:.0f} min, a quarter of them for the evaluation; the rest by "
-        + "/".join(f"{100 * share:.0f}" for share in rules.SHARES.values())
-        + f" %. The teacher sees each image {epochs:.0f} times.",
-        batch_rule=f"Batches of {settings.teacher.batch}: 64 on a CPU, 256 on a GPU, at most an eighth of the images.",
+        **_network(settings, facts),
+        steps_rule=f"{minutes:g} min, a quarter of them for the evaluation; the rest is parted {shares} %.",
+        batch_rule=f"Batches of {stages.batch}: 64 on a CPU, 256 on a GPU, at most an eighth of the images.",
         checkpoint_every=settings.loop.checkpoint_every,
-        teacher=settings.teacher,
         trajectory=settings.trajectory,
         distribution=stages,
         times=settings.trajectory.times,
-        teacher_optimizer=_optimizer(settings.teacher.optimizer.lr),
         trajectory_optimizer=_optimizer(settings.trajectory.optimizer.lr),
         student_optimizer=_optimizer(stages.optimizer.lr),
         fake_score_optimizer=_optimizer(stages.fake_score_optimizer.lr, 'schedule="constant"'),
-        discriminator_optimizer=_optimizer(
-            stages.discriminator.optimizer.lr, f"betas={stages.discriminator.optimizer.betas}", 'schedule="constant"'
-        ),
-        gan_weight=stages.discriminator.gan_weight,
-        levels=stages.discriminator.noise_levels,
-        evaluation_rule=f"{evaluation.samples:,} images a row: all there are, up to "
+        discriminator_optimizer=_optimizer(judge.optimizer.lr, f"betas={judge.optimizer.betas}", 'schedule="constant"'),
+        gan_weight=judge.gan_weight,
+        levels=judge.noise_levels,
+        evaluation=evaluation,
+        extractors=str(evaluation.extractors).replace("'", '"'),
+        evaluation_rule=f"{evaluation.samples:,} images a row and seed: all there are, up to "
         + ("1,000 on a CPU." if facts.kind == "cpu" else "10,000 on a GPU."),
-        evaluation=f"EvaluationSettings(samples={evaluation.samples:_}, teacher_steps={evaluation.teacher_steps}, "
-        f"timing_repeats={evaluation.timing_repeats})",
+        metric_rule="There are classes: a small network that learns them measures the samples."
+        if evaluation.extractors
+        else "No classes: an ImageNet network measures, where one is installed (docs/evaluation.md).",
     )
+
+
+def _network(settings: Settings, facts: rules.Facts) -> dict[str, str]:
+    """What the file says of the teacher: one that is given, or a network to train."""
+    model, teacher = settings.model, settings.teacher
+    if settings.teacher_source is not None:
+        return {
+            "model_rule": f"{(facts.teacher_multiply_adds or 0) / 1e6:,.1f} million multiply-adds a sample.",
+            "model": f"teacher_source={_quoted(settings.teacher_source)}",
+            "teacher": f"TeacherSettings(steps={teacher.steps}, batch={teacher.batch}, "
+            f"optimizer={_optimizer(teacher.optimizer.lr)}),  # not used: a teacher is given",
+        }
+    sizes = "".join(f", {name}={value}" for name in ("width", "depth") if (value := getattr(model, name)) is not None)
+    patch, side = 2 if model.name.endswith("_2") else 4, facts.shape[2]
+    smallest = model in (rules.PATCH_2[0], rules.PATCH_4[0])
+    why = "The smallest network for them." if smallest else f"The largest one that leaves {rules.WORTH_STEPS:,} steps."
+    epochs = teacher.steps * teacher.batch / facts.samples
+    return {
+        "model_rule": f"{side} pixels a side in patches of {patch}: {(side // patch) ** 2} tokens. {why}",
+        "model": f'model=ModelSettings(name="{model.name}"{sizes})',
+        "teacher": f"TeacherSettings(steps={teacher.steps:_}, batch={teacher.batch}, "
+        f"optimizer={_optimizer(teacher.optimizer.lr)}),  # sees each image {epochs:.0f} times",
+    }
 
 
 def _optimizer(lr: float, *others: str) -> str:

@@ -82,6 +82,7 @@ def check(settings: Settings, context: Context, student_weights: Path | None = N
         check_student(network, context, stage.interval_at, stage.meanflow.derivative)
         for guidance in (stage.guidance, settings.distribution.guidance, settings.evaluation.guidance):
             guided(network, guidance, context.data.null)
+    evaluation.check_extractors(settings.evaluation.extractors, context.data)
     if student_weights is not None:
         load_network(student_weights, context.data, context.device)
 
@@ -144,7 +145,9 @@ def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation
     folders = stage_folders(out)
     networks = {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
     make_run_folder(out)
-    rows = evaluation.evaluate(settings.evaluation, context, networks)
+    began = time.perf_counter()
+    extractors = evaluation.load_extractors(settings.evaluation.extractors, context.data, context.device)
+    rows = evaluation.evaluate(settings.evaluation, context, networks, extractors)
     facts: dict[str, Any] = {
         "recipe": settings.recipe,
         "seed": settings.seed,
@@ -156,16 +159,20 @@ def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation
         "device": context.device.type,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "guidance_scale": settings.evaluation.guidance.scale,
+        **evaluation.facts_of(settings.evaluation, context.data, extractors),
+        "evaluation_seconds": round(time.perf_counter() - began, 1),
     }
     evaluation.save_rows(rows, out, facts)
-    print(evaluation.format_rows(rows, context.data.name))
+    print(evaluation.format_rows(rows, [one.name for one in extractors]))
     return rows
 
 
-def evaluate_folder(out: Path) -> None:
-    """:func:`evaluate` with the settings noted in a run's folder."""
+def evaluate_folder(out: Path, extractors: tuple[str, ...] = ()) -> None:
+    """:func:`evaluate` with the settings noted in a run's folder; ``extractors``, where given, in place of its own."""
     settings = read_settings(out)
+    if extractors:
+        chosen = dataclasses.replace(settings.evaluation, extractors=extractors)
+        settings = dataclasses.replace(settings, evaluation=chosen)
     evaluate(settings, context_of(settings), out)
 
 

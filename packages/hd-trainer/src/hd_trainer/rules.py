@@ -80,12 +80,16 @@ class Facts:
     """for training"""
     classes: int
     """0 for none"""
+    pictures: bool = True
+    """whether the samples are images, or have a decoder, rather than latents alone"""
     device: str = "cpu"
     """"cpu" or "cuda" """
     cores: int = 2
     """that PyTorch computes with; of a GPU they do not count"""
     bf16: bool = False
     """whether the CPU multiplies in bfloat16 by hardware"""
+    teacher_multiply_adds: int | None = None
+    """of a forward pass of one sample, of a teacher that is given; None: one is trained"""
     minutes: float | None = None
     """the whole run, evaluation and report included; None: see MINUTES"""
 
@@ -93,7 +97,7 @@ class Facts:
         if self.minutes is not None:
             check_number(above=True, high=1e5, minutes=self.minutes)
         _, height, width = self.shape
-        if height != width or height % 2:
+        if not self.has_teacher and (height != width or height % 2):
             raise UserError(
                 f"networks take square samples with an even side; the data has {height} x {width}: "
                 "choose another size, e.g. folder:PATH?size=32"
@@ -105,15 +109,29 @@ class Facts:
         return "cpu" if self.device == "cpu" else "cuda"
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher is given."""
+        return self.teacher_multiply_adds is not None
+
+    @property
     def training_seconds(self) -> float:
         """Time for the three stages."""
         return 60 * (self.minutes or MINUTES[self.kind]) * (1 - EVALUATION_SHARE)
 
 
+def shares_of(facts: Facts) -> dict[str, float]:
+    """Share of the training time of each stage that is trained."""
+    shares = {stage: share for stage, share in SHARES.items() if stage != "teacher" or not facts.has_teacher}
+    return {stage: share / sum(shares.values()) for stage, share in shares.items()}
+
+
 def step_seconds(facts: Facts, model: ModelSettings, stage: str, batch: int) -> float:
     """Estimated time of a step: multiply-adds over their rate."""
     rate = RATE["cuda"] if facts.kind == "cuda" else RATE["bf16" if facts.bf16 else "fp32"] * facts.cores
-    work = batch * cost_of(model, facts.shape, facts.classes).multiply_adds
+    a_sample = facts.teacher_multiply_adds
+    if a_sample is None:
+        a_sample = cost_of(model, facts.shape, facts.classes).multiply_adds
+    work = batch * a_sample
     return PASSES[stage] * (LEAST_PASS[facts.kind] + work / rate)
 
 
@@ -127,6 +145,8 @@ def batch_of(facts: Facts) -> int:
 
 def model_of(facts: Facts) -> ModelSettings:
     """Patches of 2 up to 16 pixels a side, else of 4; the largest network that the time and the images are worth."""
+    if facts.has_teacher:
+        return ModelSettings()  # not used
     _, _, side = facts.shape
     chosen, *larger = PATCH_2 if side <= SMALL_SIDE or side % 4 else PATCH_4
     for model in larger:
@@ -141,8 +161,8 @@ def steps_of(facts: Facts) -> dict[str, int]:
     """Steps of each stage: its share of the time over the estimated time of a step, within bounds."""
     model, batch = model_of(facts), batch_of(facts)
     most = min(MOST_STEPS, MOST_EPOCHS * facts.samples // batch)
-    found = {}
-    for stage, share in SHARES.items():
+    found = {"teacher": 1}  # where one is given
+    for stage, share in shares_of(facts).items():
         fitting = facts.training_seconds * share / step_seconds(facts, model, stage, batch)
         found[stage] = _round(max(LEAST_STEPS[stage], min(most * MOST_OF_TEACHER[stage], fitting)))
     return found
@@ -151,7 +171,7 @@ def steps_of(facts: Facts) -> dict[str, int]:
 def estimated_minutes(facts: Facts) -> float:
     """Of the whole run by the rules' own rates; ``--dry-run`` measures."""
     model, batch, steps = model_of(facts), batch_of(facts), steps_of(facts)
-    training = sum(steps[stage] * step_seconds(facts, model, stage, batch) for stage in SHARES)
+    training = sum(steps[stage] * step_seconds(facts, model, stage, batch) for stage in shares_of(facts))
     return training / (1 - EVALUATION_SHARE) / 60
 
 
@@ -159,15 +179,17 @@ def evaluation_of(facts: Facts) -> EvaluationSettings:
     """As many images as there are, up to 1,000 on a CPU and 10,000 on a GPU; the teacher's most steps there."""
     samples = max(10, min(facts.samples, 1_000 if facts.kind == "cpu" else 10_000))
     teacher_steps = (1, 4, 25) if facts.kind == "cpu" else (1, 4, 50, 250)
-    return EvaluationSettings(samples=samples, teacher_steps=teacher_steps, timing_repeats=3)
+    extractors = ("classifier",) if facts.classes and facts.pictures else ()
+    return EvaluationSettings(extractors=extractors, samples=samples, teacher_steps=teacher_steps, timing_repeats=3)
 
 
-def settings_of(facts: Facts, data: str, recipe: str) -> Settings:
+def settings_of(facts: Facts, data: str, recipe: str, teacher: str | None = None) -> Settings:
     """All of them together."""
     batch, steps = batch_of(facts), steps_of(facts)
     return Settings(
         recipe=recipe,
         data=data,
+        teacher_source=teacher,
         model=model_of(facts),
         loop=LoopSettings(checkpoint_every=max(200, _round(max(steps.values()) / 10))),
         teacher=TeacherSettings(steps=steps["teacher"], batch=batch, optimizer=OptimizerSettings(lr=TEACHER_LR)),
@@ -192,6 +214,8 @@ def settings_of(facts: Facts, data: str, recipe: str) -> Settings:
 
 def shortened(settings: Settings) -> Settings:
     """The same path in seconds, for tests: every line of code runs, no picture is good."""
+    wanted = settings.evaluation
+    extractors = ("none",) if "classifier" in wanted.extractors else wanted.extractors  # it would have to be trained
     few: dict[str, Any] = {"steps": 20, "batch": min(16, settings.teacher.batch)}
     return dataclasses.replace(
         settings,
@@ -199,7 +223,9 @@ def shortened(settings: Settings) -> Settings:
         teacher=dataclasses.replace(settings.teacher, **few),
         trajectory=dataclasses.replace(settings.trajectory, **few),
         distribution=dataclasses.replace(settings.distribution, **few),
-        evaluation=dataclasses.replace(settings.evaluation, samples=50, teacher_steps=(1, 4), timing_repeats=1),
+        evaluation=dataclasses.replace(
+            wanted, samples=50, teacher_steps=(1, 4), timing_repeats=1, seeds=1, extractors=extractors
+        ),
     )
 
 
