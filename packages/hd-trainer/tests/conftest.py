@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from trainer_helpers import SHORT, hdistill, perturbed_teacher, tiny_settings
 from hd_trainer import Settings
 from hd_trainer.context import Context
 from hd_trainer.pipeline import context_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own: what they keep is nobody else's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HDISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

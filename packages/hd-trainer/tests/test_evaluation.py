@@ -18,9 +18,19 @@ from trainer_helpers import hdistill, row
 import hd_zoo
 from hd_trainer import UserError
 from hd_trainer.context import Context
-from hd_trainer.data import read_all
-from hd_trainer.evaluation import EvaluationSettings, evaluate, format_rows, measure, read_results, save_rows
-from hd_trainer.evaluation.measure import Meter
+from hd_trainer.data import Batch, Split, read_all
+from hd_trainer.evaluation import (
+    EvaluationSettings,
+    Meter,
+    evaluate,
+    format_rows,
+    load_extractors,
+    measure,
+    nearest_training,
+    read_results,
+    save_rows,
+)
+from hd_trainer.evaluation.rows import PIXELS, SCORES, Row, row_of_seeds
 from hd_trainer.networks import GuidanceSettings, sampler
 
 
@@ -40,6 +50,11 @@ class Counting(nn.Module):
         return 0.3 * x
 
 
+def meter_of(context: Context) -> Meter:
+    """A meter with the data's own extractor."""
+    return Meter(context.data, load_extractors((), context.data, torch.device("cpu")))
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("steps", [1, 3, 8])
 @pytest.mark.parametrize("student", [False, True])
@@ -52,7 +67,7 @@ def test_calls_are_counted_as_they_are_made(student: bool, steps: int, scale: fl
 
 
 def test_all_rows_start_from_one_noise_and_one_label_draw(context: Context) -> None:
-    settings = EvaluationSettings(samples=50, batch=20, teacher_steps=(1, 5), timing_repeats=2)
+    settings = EvaluationSettings(samples=50, seeds=1, batch=20, teacher_steps=(1, 5), timing_repeats=2)
     fields = {name: Counting(takes_r=name != "teacher") for name in ("teacher", "trajectory", "distribution")}
     rows = evaluate(settings, context, dict(fields))
     assert [(one.name, one.steps, one.calls) for one in rows] == [
@@ -85,24 +100,107 @@ def test_all_rows_start_from_one_noise_and_one_label_draw(context: Context) -> N
 
 def test_more_samples_than_training_images_repeat_its_labels(context: Context) -> None:
     field = Counting()
-    settings = EvaluationSettings(samples=1_500, batch=2_000, timing_repeats=1)
+    settings = EvaluationSettings(samples=1_500, seeds=1, batch=2_000, timing_repeats=1)
     rows = evaluate(settings, context, {"trajectory": field})
     labels = read_all(context.data.train).cond["labels"]
     assert torch.equal(field.starts[0][1], torch.cat([labels, labels[: 1_500 - len(labels)]]))
-    assert rows[1].samples == 1_500
+    assert rows[-1].samples == 1_500
+
+
+def test_every_sampling_seed_has_noise_of_its_own_and_the_row_is_their_mean(context: Context) -> None:
+    field = Counting()
+    settings = EvaluationSettings(samples=40, seeds=3, batch=40, timing_repeats=3)
+    one = evaluate(settings, context, {"trajectory": field})[-1]
+    # The first seed is timed: three times the same. The others are sampled once.
+    starts = [x for x, _ in field.starts]
+    assert len(starts) == 5
+    assert torch.equal(starts[0], starts[2])
+    assert len(torch.cat(starts[2:]).flatten(1).unique(dim=0)) == 3 * 40
+    fewer = [dataclasses.replace(settings, seeds=number) for number in (1, 2)]
+    alone = [evaluate(one, context, {"trajectory": Counting()})[-1] for one in fewer]
+    assert alone[1].per_seed == one.per_seed[:2]
+    assert alone[0].fd == one.per_seed[0]["fd"]  # seed 0 is what a single one gives
+    for name in ("fd", "kid", "recall", "nearest", "deviation"):
+        values = [seed[name] for seed in one.per_seed]
+        assert one.score(name) == pytest.approx(sum(values) / 3)
+        assert one.range(name) == (min(values), max(values))
+    assert one.range("fd") is not None
+    assert len({seed["fd"] for seed in one.per_seed}) == 3
+
+
+def test_labels_are_the_training_splits_or_drawn_from_it(context: Context) -> None:
+    own = read_all(context.data.train).cond["labels"][:50]
+    found = {}
+    for labels in ("training", "random"):
+        field = Counting()
+        settings = EvaluationSettings(samples=50, seeds=2, labels=labels, timing_repeats=1)  # type: ignore[arg-type]
+        evaluate(settings, context, {"trajectory": field})
+        found[labels] = [one for _, one in field.starts]
+    assert all(torch.equal(one, own) for one in found["training"])
+    assert not any(torch.equal(one, own) for one in found["random"])
+    assert not torch.equal(*found["random"])
+    with pytest.raises(UserError, match="labels must be one of training, random"):
+        EvaluationSettings(labels="balanced")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [7, 50])
+def test_results_do_not_depend_on_the_batch(batch: int, context: Context) -> None:
+    def rows(size: int) -> list[Row]:
+        settings = EvaluationSettings(samples=50, seeds=2, batch=size, timing_repeats=1)
+        return evaluate(settings, context, {"trajectory": Counting()})
+
+    for one, other in zip(rows(batch), rows(20), strict=True):
+        for name in (*SCORES, *PIXELS):
+            assert one.score(name) == pytest.approx(other.score(name), rel=1e-5)
+
+
+def test_where_less_is_held_out_than_generated_two_halves_of_the_training_split_are_a_floor(context: Context) -> None:
+    few, many = (evaluate(EvaluationSettings(samples=count), context, {}) for count in (300, 1_000))
+    assert [(one.name, one.samples) for one in few] == [("held-out data", 300)]
+    assert [(one.name, one.samples) for one in many] == [("held-out data", 360), ("training halves", 718)]
+    assert many[1].fd is not None
+    assert 0 < many[1].fd < 1
+    assert min(many[1].precision or 0, many[1].recall or 0, many[1].coverage or 0) > 0.7
+    assert abs(many[1].kid or 1) < 0.05
+
+
+def test_the_meter_and_the_report_keep_no_copy_of_the_training_pictures(context: Context) -> None:
+    class Counted:
+        """A split that notes how many samples it is asked for at once."""
+
+        def __init__(self, split: Split) -> None:
+            self.split, self.most = split, 0
+
+        def __len__(self) -> int:
+            return 3 * len(self.split)
+
+        def read(self, index: Tensor) -> Batch:
+            self.most = max(self.most, len(index))
+            return self.split.read(index % len(self.split))
+
+        def cond(self, index: Tensor) -> dict[str, Tensor]:
+            return self.split.cond(index % len(self.split))
+
+    split = Counted(context.data.train)
+    data = dataclasses.replace(context.data, train=split)
+    split.most = 0
+    meter = Meter(data, load_extractors((), data, torch.device("cpu")))
+    samples = read_all(context.data.held_out).x
+    distance, index = nearest_training(samples, split)
+    meter.measure(samples, {})
+    assert split.most <= 2_000 < len(split)
+    whole = torch.cdist(samples.flatten(1), read_all(context.data.train).x.flatten(1))
+    torch.testing.assert_close(distance, whole.amin(dim=1), rtol=1e-4, atol=1e-4)
+    found = read_all(context.data.train).x[index % len(split.split)]
+    torch.testing.assert_close((samples - found).flatten(1).norm(dim=1), distance, rtol=1e-4, atol=1e-4)
 
 
 def test_the_floor_is_the_held_out_data(context: Context) -> None:
     floor = evaluate(EvaluationSettings(), context, {})[0]
     held_out = read_all(context.data.held_out)
-    scores = Meter(context.data).measure(held_out.x, held_out.cond)
-    assert dataclasses.asdict(floor) == {
-        "name": "held-out data",
-        "steps": 0,
-        "calls": 0,
-        "images_per_second": None,
-        **scores,
-    }
+    scores = meter_of(context).measure(held_out.x, held_out.cond)
+    facts: dict[str, Any] = {"steps": 0, "calls": 0, "images_per_second": None, "samples": 360}
+    assert floor == Row(name="held-out data", **facts, **scores)
     assert floor.samples == 360
     assert floor.accuracy is not None
     assert floor.accuracy > 0.98
@@ -113,10 +211,10 @@ def test_the_floor_is_the_held_out_data(context: Context) -> None:
 
 
 def test_the_training_split_measured_against_itself_is_perfect(context: Context) -> None:
-    meter, train = Meter(context.data), read_all(context.data.train)
+    meter, train = meter_of(context), read_all(context.data.train)
     scores = meter.measure(train.x, train.cond)
     assert scores["fd"] == pytest.approx(0, abs=1e-6)
-    assert (scores["precision"], scores["recall"], scores["nearest"]) == (1, 1, 0)
+    assert (scores["precision"], scores["recall"], scores["coverage"], scores["nearest"]) == (1, 1, 1, 0)
     wrong = meter.measure(train.x, {"labels": (train.cond["labels"] + 1) % 10})
     assert wrong["accuracy"] < 0.02
     # Less than half a grey level is rounded away before anything is measured.
@@ -126,7 +224,7 @@ def test_the_training_split_measured_against_itself_is_perfect(context: Context)
 
 def test_images_that_are_all_alike_have_no_deviation(context: Context) -> None:
     one = read_all(context.data.train, 1)
-    scores = Meter(context.data).measure(one.x.expand(30, -1, -1, -1), {"labels": one.cond["labels"].expand(30)})
+    scores = meter_of(context).measure(one.x.expand(30, -1, -1, -1), {"labels": one.cond["labels"].expand(30)})
     assert scores["deviation"] == 0
 
 
@@ -150,6 +248,7 @@ def test_time_is_the_median_of_the_repeats(monkeypatch: pytest.MonkeyPatch) -> N
 
 #: What the report needs to know beside the rows.
 FACTS = {
+    "extractors": [{"name": "digits"}],
     "seed": 3,
     "training_seconds": {"teacher": 1.5},
     "torch": "2.13",
@@ -161,7 +260,7 @@ FACTS = {
 
 def test_the_table_says_what_the_rows_say() -> None:
     data = row("held-out data", steps=0, calls=0, images_per_second=None)
-    header, first, second = format_rows([data, row()], "digits").splitlines()
+    header, first, second = format_rows([data, row()], ["digits"]).splitlines()
     assert header.split() == [
         *("steps", "calls", "N", "FD-digits", "KID", "prec.", "recall", "acc.", "nearest", "images/s")
     ]
@@ -175,9 +274,30 @@ def test_the_table_says_what_the_rows_say() -> None:
 
 def test_a_table_without_an_extractor_has_dashes() -> None:
     unmeasured = dict.fromkeys(("fd", "kid", "precision", "recall", "accuracy"))
-    header, line = format_rows([row(**unmeasured)], "mine").splitlines()
-    assert line.split() == [*("teacher", "50", "100", "1437", "-", "-", "-", "-", "-", "2.50", "12,346")]
+    header, line = format_rows([row(**unmeasured)], []).splitlines()
+    assert header.split()[3:5] == ["FD", "KID"]
+    assert line.split() == [*("teacher", "50", "100", "1437", "-", "-", "-", "-", "2.50", "12,346")]
     assert len(header) == len(line)
+
+
+def test_the_table_shows_each_extractor_and_the_range_over_the_seeds() -> None:
+    scores: dict[str, Any] = {**dict.fromkeys(SCORES), "precision": 0.5, "recall": 0.25}
+    per_seed = [
+        {**scores, "seed": seed, "fd": fd, "kid": 0.1, "nearest": 2.0, "deviation": 0.5}
+        | {"further": {"FID": {**scores, "fd": 10 * fd, "kid": 0.2}}}
+        for seed, fd in enumerate((3.0, 1.0, 5.0))
+    ]
+    facts: dict[str, Any] = {"steps": 4, "calls": 4, "samples": 20, "images_per_second": 7.0}
+    one = row_of_seeds(per_seed, name="teacher", **facts)
+    assert (one.fd, one.range("fd"), one.accuracy) == (3.0, (1.0, 5.0), None)
+    assert (one.score("fd", "FID"), one.range("fd", "FID")) == (30.0, (10.0, 50.0))
+    assert one.range("accuracy") is None
+    own, other = (table.splitlines() for table in format_rows([one], ["own", "FID"]).split("\n\n"))
+    assert "FD-own" in own[0]
+    assert own[1].split()[4] == "3.00"
+    assert own[2].split()[0] == "1.00..5.00"
+    assert other[0].split()[3] == "FID"  # the standard extractor's name stands alone
+    assert other[2].split()[0] == "10.00..50.00"
 
 
 def test_rows_go_to_disk_and_back(tmp_path: Path) -> None:
@@ -186,11 +306,21 @@ def test_rows_go_to_disk_and_back(tmp_path: Path) -> None:
     assert read_results(tmp_path) == (rows, FACTS)
 
 
+def test_several_extractors_and_seeds_go_to_disk_and_back(tmp_path: Path) -> None:
+    scores = dict.fromkeys(SCORES, 0.5)
+    per_seed = [{"seed": seed, **scores, **dict.fromkeys(PIXELS, 1.5), "further": {"b": scores}} for seed in range(3)]
+    facts: dict[str, Any] = {"steps": 4, "calls": 4, "samples": 20, "images_per_second": 7.0}
+    rows = [row("held-out data", images_per_second=None), row_of_seeds(per_seed, name="teacher", **facts)]
+    save_rows(rows, tmp_path, FACTS)
+    assert read_results(tmp_path) == (rows, FACTS)
+
+
 def test_rows_of_the_first_format_are_read() -> None:
     rows, facts = read_results(Path(__file__).parent / "data" / "run_of_0.1.0")
     assert rows[0].name == "held-out data"
     assert {one.name for one in rows[1:]} == {"teacher", "trajectory", "distribution"}
-    assert all(one.deviation is None for one in rows)
+    assert all(one.deviation is None and one.per_seed == () for one in rows)
+    assert facts["extractors"] == [{"name": "digits"}]
     assert set(facts["training_seconds"]) == {"teacher", "trajectory", "distribution"}
 
 
@@ -205,7 +335,12 @@ def test_rows_of_the_first_format_are_read() -> None:
         {"rows": [{"name": "held-out data"}]},
         {"rows": [{**vars(row("teacher"))}]},
         {"rows": [{**vars(row("held-out data")), "fd": "7"}]},
-        {"rows": [{**vars(row("held-out data")), "nearest": None}]},
+        {"rows": [{**vars(row("held-out data")), "samples": None}]},
+        {"rows": [{**vars(row("held-out data")), "further": {"b": {"fd": "7"}}}]},
+        {"rows": [{**vars(row("held-out data")), "per_seed": [{"fd": 7.0}]}]},
+        {"rows": [{**vars(row("held-out data")), "per_seed": 3}]},
+        {"extractors": [3]},
+        {"extractors": None},
         {"rows": [{**vars(row("held-out data")), "steps": True}]},
         {"rows": [{**vars(row("held-out data")), "steps": [1]}]},
         {"rows": [vars(row("held-out data")), {**vars(row()), "name": 7}]},
@@ -237,7 +372,10 @@ def test_a_runs_evaluation_is_on_disk(finished: Path) -> None:
     assert all(one["images_per_second"] > 0 for one in results["rows"][1:])
     assert all(one["samples"] == 60 for one in results["rows"][1:])
     # A result row records what it depends on.
-    assert {"recipe", "seed", "data", "torch", "device", "machine", "guidance_scale"} <= results.keys()
+    assert {"recipe", "seed", "data", "torch", "device", "machine", "guidance_scale", "labels"} <= results.keys()
+    assert results["sampling_seeds"] == 3
+    assert [one["name"] for one in results["extractors"]] == ["digits"]
+    assert all([seed["seed"] for seed in one["per_seed"]] == [0, 1, 2] for one in results["rows"][1:])
     assert set(results["training_seconds"]) == {"teacher", "trajectory", "distribution"}
 
 

@@ -18,10 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hd_trainer.data import load_digits, read_all
-from hd_trainer.evaluation import extractors
-from hd_trainer.evaluation.distances import frechet_distance, kernel_distance, precision_recall
-from hd_trainer.evaluation.extractors import extract, extractor_for, load_digits_classifier
+from hd_trainer.data import InMemory, load_digits, read_all
+from hd_trainer.evaluation import distances
+from hd_trainer.evaluation.distances import (
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    moments,
+    precision_recall,
+)
+from hd_trainer.evaluation.extractors import default_names, digits, extract, packages
+from hd_trainer.evaluation.extractors.digits import digits_extractor, load_digits_classifier
 from hd_trainer.images import quantise
 
 
@@ -132,7 +140,7 @@ def test_shares_do_not_change_with_scale_or_order(n: int, m: int, seed: int, sca
     assert frechet_distance(a, b) >= -1e-9
 
 
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, precision_recall])
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, precision_recall, density_coverage])
 def test_impossible_features_are_refused(distance: Any) -> None:
     good = normal(20, 4, 0)
     for bad in (good[0], good[:1], normal(20, 5, 0), good[None]):
@@ -144,6 +152,65 @@ def test_impossible_features_are_refused(distance: Any) -> None:
         distance(good, broken)
 
 
+def brute_density_coverage(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
+    """The definitions' loops (arXiv 2002.09797)."""
+    balls = []
+    for i, centre in enumerate(real):
+        balls.append(sorted(np.linalg.norm(centre - o) for j, o in enumerate(real) if j != i)[k - 1])
+    inside = [[np.linalg.norm(f - c) < r for c, r in zip(real, balls, strict=True)] for f in fake]
+    density = sum(sum(one) for one in inside) / (k * len(fake))
+    return density, sum(any(one[i] for one in inside) for i in range(len(real))) / len(real)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_density_and_coverage_are_the_loops(k: int) -> None:
+    real, fake = normal(30, 2, 0), 0.6 * normal(24, 2, 1) + 0.5
+    expected = brute_density_coverage(real.numpy(), fake.numpy(), k)
+    assert density_coverage(real, fake, k) == pytest.approx(expected, abs=1e-12)
+    assert expected[0] > 0
+    assert 0 < expected[1] < 1
+
+
+def test_density_and_coverage_at_their_ends() -> None:
+    real = normal(40, 3, 0)
+    assert density_coverage(real, real + 1_000) == (0.0, 0.0)
+    # All on one sample: dense, and nothing else is covered.
+    one = real[real.norm(dim=1).argmin()].expand(30, -1)
+    density, coverage = density_coverage(real, one)
+    assert density >= 1
+    assert coverage < 0.5
+    with pytest.raises(ValueError, match="k = 5"):
+        density_coverage(real[:5], real)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = mixed(53, 4, 0), mixed(41, 4, 9)
+    measures: list[Any] = [frechet_distance, kernel_distance, precision_recall, density_coverage]
+    whole = [measure(real, fake) for measure in measures]
+    monkeypatch.setattr(distances, "ROWS", 7)
+    for measure, expected in zip(measures, whole, strict=True):
+        assert measure(real, fake) == pytest.approx(expected, rel=1e-9)
+
+
+def test_moments_in_parts_are_those_of_the_whole() -> None:
+    features = mixed(300, 6, 0) + 1_000  # a mean far from zero must not cost digits
+    found = moments(features.split(37))
+    torch.testing.assert_close(found.mean, features.mean(dim=0))
+    torch.testing.assert_close(found.covariance, features.T.cov(), rtol=1e-9, atol=1e-9)
+    assert found.count == 300
+
+
+def test_the_inception_score_at_its_ends() -> None:
+    sure = 1_000.0 * torch.eye(7)[torch.arange(70) % 7]
+    assert inception_score(sure) == pytest.approx(7)  # sure, and every class as often
+    assert inception_score(sure[:1].expand(20, -1)) == pytest.approx(1)  # sure of one class
+    assert inception_score(torch.zeros(20, 7)) == pytest.approx(1)  # not sure of any
+    logits = normal(40, 5, 0)
+    p = logits.softmax(dim=1).numpy()
+    divergence = [sum(one * np.log(one / marginal) for one, marginal in zip(row, p.mean(0), strict=True)) for row in p]
+    assert inception_score(logits) == pytest.approx(np.exp(np.mean(divergence)))
+
+
 def test_precision_needs_more_than_k_samples() -> None:
     with pytest.raises(ValueError, match="k = 3"):
         precision_recall(normal(20, 2, 0), normal(3, 2, 1))
@@ -151,12 +218,14 @@ def test_precision_needs_more_than_k_samples() -> None:
 
 def test_the_extractor_knows_the_held_out_digits() -> None:
     network, held_out = load_digits_classifier(), read_all(load_digits().held_out)
-    features, logits = extract(network, held_out.x, batch=37)
+    extractor = dataclasses.replace(digits_extractor(torch.device("cpu")), batch=37)
+    features, logits = extract(extractor, held_out.x)
+    assert logits is not None
     accuracy = (logits.argmax(1) == held_out.cond["labels"]).float().mean().item()
     assert accuracy > 0.98
     noted = json.loads((resources.files("hd_trainer") / "weights/digits_metric.json").read_text())
     assert accuracy == pytest.approx(noted["accuracy"]["held_out"], abs=3e-3)
-    assert features.shape == (360, extractors.FEATURES)
+    assert features.shape == (360, digits.FEATURES)
     whole = network(held_out.x)[0]
     torch.testing.assert_close(features, whole, rtol=1e-4, atol=1e-4)
 
@@ -169,10 +238,15 @@ def test_the_extractor_is_small_frozen_and_shipped() -> None:
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_digits_have_an_extractor_and_other_data_has_none() -> None:
-    digits = load_digits()
-    assert extractor_for(digits) is not None
-    assert extractor_for(dataclasses.replace(digits, name="other")) is None
+def test_extractors_are_chosen_by_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_digits()
+    train, held_out = (InMemory(x=read_all(split).x) for split in (data.train, data.held_out))
+    plain = dataclasses.replace(data, name="other", classes=(), null={}, train=train, held_out=held_out)
+    assert default_names(data) == ("digits",)
+    assert default_names(dataclasses.replace(data, name="other")) == ("classifier",)
+    for installed in ((), ("efficientnet",), ("efficientnet", "mobilenet")):
+        monkeypatch.setattr(packages, "is_installed", installed.__contains__)
+        assert default_names(plain) == installed[-1:]
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
@@ -189,7 +263,7 @@ def test_damaged_weights_of_the_extractor_are_refused(
     (tmp_path / "weights/digits_metric.safetensors").write_bytes(content)
     facts = (shipped / "digits_metric.json").read_bytes()
     (tmp_path / "weights/digits_metric.json").write_bytes(facts)
-    monkeypatch.setattr(extractors, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    monkeypatch.setattr(digits, "resources", SimpleNamespace(files=lambda _: tmp_path))
     with pytest.raises(RuntimeError, match=r"damaged.*reinstall"):
         load_digits_classifier()
 

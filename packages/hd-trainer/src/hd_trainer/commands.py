@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from hd_trainer import signals
 from hd_trainer.errors import UserError
@@ -22,7 +24,18 @@ def run_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import run
         from hd_trainer.run_options import parse_settings
     options = parse_settings("run", arguments)
+    if options.dry_run:
+        return _print_plan(options.settings, options.out, student_weights=options.student_weights)
     run(options.settings, options.out, student_weights=options.student_weights)
+
+
+def new_command(arguments: list[str]) -> None:
+    with signals.held():
+        from hd_trainer.options import NewOptions, parse
+    options = parse(NewOptions, arguments, "hdistill new")
+    with signals.held():
+        from hd_trainer.new_recipe import new_recipe
+    print(new_recipe(**vars(options)))
 
 
 def train_command(arguments: list[str]) -> None:
@@ -40,6 +53,9 @@ def train_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import check, context_of, train_stage
         from hd_trainer.run_options import parse_settings
     options = parse_settings(f"train {arguments[0]}", arguments[1:])
+    if options.dry_run:
+        stages, given = (arguments[0],), options.student_weights
+        return _print_plan(options.settings, options.out, stages=stages, student_weights=given)
     context = context_of(options.settings)
     check(options.settings, context, options.student_weights)
     train_stage(arguments[0], options.settings, context, options.out, student_weights=options.student_weights)
@@ -56,11 +72,15 @@ def sample_command(arguments: list[str]) -> None:
 
 def evaluate_command(arguments: list[str]) -> None:
     with signals.held():
-        from hd_trainer.options import FolderOptions, parse
-    folder = parse(FolderOptions, arguments, "hdistill evaluate").folder
+        from hd_trainer.options import EvaluateOptions, parse
+    options = parse(EvaluateOptions, arguments, "hdistill evaluate")
     with signals.held():
+        from hd_trainer.evaluation.outside import evaluate_pictures
         from hd_trainer.pipeline import evaluate_folder
-    evaluate_folder(folder)
+    if options.against is None:
+        evaluate_folder(Path(options.path), options.extractors)
+    else:
+        evaluate_pictures(options.path, options.against, options.extractors, options.out, options.device)
 
 
 def report_command(arguments: list[str]) -> None:
@@ -87,6 +107,13 @@ def list_data(arguments: list[str]) -> None:
     with signals.held():
         from hd_trainer.data import SOURCES
     print("".join(f"  {name:19s} {line}\n" for name, line in SOURCES.items()), end="")
+
+
+def list_recipes(arguments: list[str]) -> None:
+    _none_of(arguments, "recipes")
+    print(recipes_help(), end="")
+    print(f"  {'FILE.py':12s} a function of yours, FILE.py:FUNCTION; `hdistill new NAME --data DATA` writes one")
+    print(f"  {'recipe.json':12s} of a run's folder: that run again, exactly")
 
 
 def list_models(arguments: list[str]) -> None:
@@ -119,6 +146,12 @@ def emoji_command(arguments: list[str]) -> None:
     print(f"Wrote {build_emoji(options.out, options.packages)}")
 
 
+def _print_plan(*arguments: Any, **given: Any) -> None:
+    with signals.held():
+        from hd_trainer.dry_run import dry_run, format_plan
+    print(format_plan(dry_run(*arguments, **given)))
+
+
 def _print_usage(command: str) -> None:
     print(f"usage: hdistill {command} RECIPE [flags]\n\n{RECIPES_HELP}\n{recipes_help()}")
     print(f"hdistill {command} RECIPE --help lists every flag with the recipe's default.")
@@ -140,6 +173,7 @@ class Sublist:
 
 #: By name, in the order of the help.
 LISTS = {
+    "recipes": Sublist(line="what run and train take first", do=list_recipes),
     "data": Sublist(line="what --data takes", do=list_data),
     "models": Sublist(line="networks by name, for --model.name and --teacher NAME:FILE", do=list_models),
     "layers": Sublist(line="TEACHER: what --distribution.discriminator.layers can name", do=list_layers),
@@ -160,11 +194,16 @@ COMMANDS = {
     "run": Command(
         usage="RECIPE", line="train teacher, stage 1 and stage 2, evaluate, write report.html", do=run_command
     ),
+    "new": Command(
+        usage="NAME --data DATA [--teacher T]", line="write a recipe for your data, to run or to change", do=new_command
+    ),
     "train": Command(
         usage="STAGE RECIPE", line="one stage alone: teacher, trajectory or distribution", do=train_command
     ),
     "sample": Command(usage="FOLDER", line="draw images with the weights of a run or of a stage", do=sample_command),
-    "evaluate": Command(usage="RUN", line="measure the stages of a run again", do=evaluate_command),
+    "evaluate": Command(
+        usage="PATH", line="measure a run again, or pictures --against a data set", do=evaluate_command
+    ),
     "report": Command(usage="RUN", line="write a run's report.html again", do=report_command),
     "list": Command(usage="|".join(LISTS), line="what there is of each", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),

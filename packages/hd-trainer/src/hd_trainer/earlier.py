@@ -106,6 +106,15 @@ def upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
     return {METRICS.get(name, name): value for name, value in record.items()}
 
 
+def upgrade_evaluation(results: dict[str, Any]) -> dict[str, Any]:
+    """The object of an evaluation.json in today's names: the first versions had one extractor, named as its data."""
+    if "extractors" in results:
+        return results
+    rows = results.get("rows")
+    measured = isinstance(rows, list) and any(isinstance(row, dict) and row.get("fd") is not None for row in rows)
+    return {**results, "extractors": [{"name": results.get("data", "digits")}] if measured else []}
+
+
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, value in values.items():

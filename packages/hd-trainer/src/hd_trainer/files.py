@@ -9,10 +9,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -97,6 +99,35 @@ def write_files(folder: Path, fill: Callable[[Path], Any], last: str) -> None:
                 os.replace(path, folder / path.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def npz_in_progress(path: Path) -> Iterator[Callable[[str, tuple[int, ...], str, Iterable[np.ndarray]], None]]:
+    """A function that adds an array to a NumPy archive, part by part, never whole in memory.
+
+    It takes the array's name, its shape, its dtype and its parts. The archive is at ``path`` once the block has ended
+    well; like :func:`folder_in_progress` it can be interrupted.
+    """
+    with signals.held():
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=INCOMPLETE, suffix=path.suffix)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+
+            def add(name: str, shape: tuple[int, ...], dtype: str, parts: Iterable[np.ndarray]) -> None:
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for part in parts:
+                        member.write(np.ascontiguousarray(part, dtype).tobytes())
+
+            yield add
+        with signals.held():
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def remove_incomplete(parent: Path, older_than: float = 0.0) -> None:

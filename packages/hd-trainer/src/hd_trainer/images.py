@@ -12,10 +12,24 @@ from torch import Tensor
 from hd_trainer.files import write_atomically
 
 
+def to_levels(images: Tensor, grey_levels: int) -> Tensor:
+    """Images in [-1, 1], finite, as the numbers 0 .. grey_levels - 1 of stored pixels, out-of-range ones clipped.
+
+    uint8, or int64 where there are more than 256 levels.
+    """
+    top = grey_levels - 1
+    levels = ((images + 1) / 2 * top).round().clamp(0, top)
+    return levels.to(torch.uint8 if grey_levels <= 256 else torch.int64)
+
+
+def from_levels(levels: Tensor, grey_levels: int) -> Tensor:
+    """Images in [-1, 1], float32, of what :func:`to_levels` gave."""
+    return levels.float() / (grey_levels - 1) * 2 - 1
+
+
 def quantise(images: Tensor, grey_levels: int) -> Tensor:
     """Round images in [-1, 1] to the ``grey_levels`` values a stored pixel can take, out-of-range ones clipped."""
-    top = grey_levels - 1
-    return ((images + 1) / 2 * top).round().clamp(0, top) / top * 2 - 1
+    return from_levels(to_levels(images, grey_levels), grey_levels)
 
 
 def as_rgb(images: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ class SampleOptions:
     folder: tyro.conf.Positional[Path]
     """a run's folder (its last stage is taken) or a stage's, e.g. runs/digits or runs/digits/teacher"""
     out: Path = Path("samples.png")
-    """the picture to write"""
+    """the picture to write; a name that ends in .npz: arrays arr_0 (uint8, NHWC) and arr_1 (labels), as ADM's"""
     count: int = 100
-    """number of images, in rows of ten"""
+    """number of images; of a picture in rows of ten"""
     labels: tuple[int, ...] = ()
     """classes, repeated over the images; none given: all in turn"""
     seed: int = 0
@@ -37,6 +37,24 @@ class SampleOptions:
     """classifier-free guidance of a teacher; 1 is none"""
     device: str = "auto"
     """"auto", "cpu", "cuda" ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewOptions:
+    """Write a recipe file for your data: model, sizes, steps and batch by rules that stand beside them."""
+
+    name: tyro.conf.Positional[str]
+    """of the recipe, a Python name; `hdistill run NAME.py` then runs it"""
+    data: str
+    """data, as for `hdistill run`: folder:PATH, npz:FILE ...; see `hdistill list data`"""
+    teacher: str | None = None
+    """a teacher from elsewhere, as for `hdistill run`; none given: one is trained"""
+    out: Path | None = None
+    """the file to write; none given: NAME.py here"""
+    minutes: float | None = None
+    """the whole run, evaluation included; none given: 12 on a CPU, 60 on a GPU"""
+    device: str = "auto"
+    """the machine that it is for: "auto", "cpu", "cuda" ..."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,22 @@ class LayersOptions:
     """as after --data, for a teacher that needs conditions such as a prompt; none given: noise, and class 0"""
     every: bool = False
     """all modules, not the outer ones alone"""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure a run again; or, with --against, pictures that anyone made."""
+
+    path: tyro.conf.Positional[str]
+    """a run's folder; with --against a folder of pictures (PATH?size=32 scales them) or an .npz (arr_0, uint8)"""
+    against: str | None = None
+    """what the pictures are compared with: as --data of `hdistill run`, or stats:FILE (ADM, EDM2, torch-fidelity)"""
+    extractors: tuple[str, ...] = ()
+    """as --evaluation.extractors of `hdistill run`; none given: the run's, or by the data"""
+    out: Path | None = None
+    """file for the numbers of pictures; none given: PATH.evaluation.json"""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" ...; of pictures alone"""
 
 
 @dataclass(frozen=True, kw_only=True)

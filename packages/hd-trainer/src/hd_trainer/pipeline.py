@@ -17,6 +17,7 @@ from hd_trainer.context import Context, make_context
 from hd_trainer.engine import loop
 from hd_trainer.errors import UserError
 from hd_trainer.files import is_number, make_folder, read_json
+from hd_trainer.memory import check_memory
 from hd_trainer.networks import check_student, fresh_network, guided, load_network, load_teacher
 from hd_trainer.report import write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
@@ -66,9 +67,11 @@ def check(settings: Settings, context: Context, student_weights: Path | None = N
     """Find out what the settings' own checks cannot know, before anything is written or trained.
 
     Raises:
-        UserError: for an impossible network, a teacher or weights that are missing or do not fit the data, a teacher of
-            which no student can be made, guidance that it cannot give, or discriminator layers that it lacks.
+        UserError: for an impossible network, one that does not fit into the memory, a teacher or weights that are
+            missing or do not fit the data, a teacher of which no student can be made, guidance that it cannot give, or
+            discriminator layers that it lacks.
     """
+    check_memory(settings, context)
     if settings.teacher_source is None:
         network = fresh_network(settings.model, context)
         tap_layers(settings.distribution.discriminator, network)
@@ -79,6 +82,7 @@ def check(settings: Settings, context: Context, student_weights: Path | None = N
         check_student(network, context, stage.interval_at, stage.meanflow.derivative)
         for guidance in (stage.guidance, settings.distribution.guidance, settings.evaluation.guidance):
             guided(network, guidance, context.data.null)
+    evaluation.check_extractors(settings.evaluation.extractors, context.data)
     if student_weights is not None:
         load_network(student_weights, context.data, context.device)
 
@@ -112,12 +116,7 @@ def train_stage(
         load = load_teacher if name == "teacher" and given[name] else load_network
         return load(sources[name], context.data, context.device)
 
-    prepare: dict[str, Callable[[], loop.Task]] = {
-        "teacher": lambda: teacher.prepare(settings.teacher, context, fresh_network(settings.model, context)),
-        "trajectory": lambda: trajectory.prepare(settings.trajectory, context, read("teacher")),
-        "distribution": lambda: distribution.prepare(settings.distribution, context, read("teacher"), read("student")),
-    }
-    task = prepare[stage]()
+    task = prepare(stage, settings, context, read)
     brought = {name: place for name in needed if (place := given[name]) is not None}
     check_sources(out, brought)
     check_sources(out / stage, sources)
@@ -126,6 +125,15 @@ def train_stage(
         note_sources(out, brought)
     note_sources(make_folder(out / stage), sources)
     loop.train(task, out / stage, settings.loop, context.writers)
+
+
+def prepare(stage: str, settings: Settings, context: Context, read: Callable[[str], nn.Module]) -> loop.Task:
+    """The stage's task; ``read`` gives the networks it starts from, "teacher" and "student"."""
+    if stage == "teacher":
+        return teacher.prepare(settings.teacher, context, fresh_network(settings.model, context))
+    if stage == "trajectory":
+        return trajectory.prepare(settings.trajectory, context, read("teacher"))
+    return distribution.prepare(settings.distribution, context, read("teacher"), read("student"))
 
 
 def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation.Row]:
@@ -137,7 +145,9 @@ def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation
     folders = stage_folders(out)
     networks = {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
     make_run_folder(out)
-    rows = evaluation.evaluate(settings.evaluation, context, networks)
+    began = time.perf_counter()
+    extractors = evaluation.load_extractors(settings.evaluation.extractors, context.data, context.device)
+    rows = evaluation.evaluate(settings.evaluation, context, networks, extractors)
     facts: dict[str, Any] = {
         "recipe": settings.recipe,
         "seed": settings.seed,
@@ -149,16 +159,20 @@ def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation
         "device": context.device.type,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "guidance_scale": settings.evaluation.guidance.scale,
+        **evaluation.facts_of(settings.evaluation, context.data, extractors),
+        "evaluation_seconds": round(time.perf_counter() - began, 1),
     }
     evaluation.save_rows(rows, out, facts)
-    print(evaluation.format_rows(rows, context.data.name))
+    print(evaluation.format_rows(rows, [one.name for one in extractors]))
     return rows
 
 
-def evaluate_folder(out: Path) -> None:
-    """:func:`evaluate` with the settings noted in a run's folder."""
+def evaluate_folder(out: Path, extractors: tuple[str, ...] = ()) -> None:
+    """:func:`evaluate` with the settings noted in a run's folder; ``extractors``, where given, in place of its own."""
     settings = read_settings(out)
+    if extractors:
+        chosen = dataclasses.replace(settings.evaluation, extractors=extractors)
+        settings = dataclasses.replace(settings, evaluation=chosen)
     evaluate(settings, context_of(settings), out)
 
 

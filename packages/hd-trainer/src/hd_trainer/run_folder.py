@@ -39,20 +39,24 @@ def claim(settings: Settings, out: Path) -> None:
         UserError: for a folder that cannot be written, or holds another run.
     """
     make_run_folder(out)
-    path, ours = out / RECIPE, to_json(settings)
-    if path.exists():
-        _refuse_unfinished_of_another_format(out)
-        # As this version reads them: a setting that is younger than the run has its default.
-        found = differences(ours, to_json(read_settings(out)))
-        given = settings.teacher_source is not None
-        found = [line for line in found if not line.startswith((*MAY_DIFFER, *WITH_A_TEACHER * given))]
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise UserError(
-                f"{out} holds a run with other settings ({'; '.join(found[:3])}{more}); "
-                "choose another --out or remove it"
-            )
-    write_json(path, ours)
+    check_claim(settings, out)
+    write_json(out / RECIPE, to_json(settings))
+
+
+def check_claim(settings: Settings, out: Path) -> None:
+    """Raises UserError if the folder holds a run with other settings; writes nothing."""
+    if not (out / RECIPE).exists():
+        return
+    _refuse_unfinished_of_another_format(out)
+    # As this version reads them: a setting that is younger than the run has its default.
+    found = differences(to_json(settings), to_json(read_settings(out)))
+    given = settings.teacher_source is not None
+    found = [line for line in found if not line.startswith((*MAY_DIFFER, *WITH_A_TEACHER * given))]
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(
+            f"{out} holds a run with other settings ({'; '.join(found[:3])}{more}); choose another --out or remove it"
+        )
 
 
 def _refuse_unfinished_of_another_format(out: Path) -> None:

@@ -74,6 +74,15 @@ def picture_noise(shape: Sequence[int], first: int, count: int, device: torch.de
     return hd_zoo.seeded_noise(tuple(shape), range(first, first + count), device=device)
 
 
-def evaluation_seed(seed: int) -> int:
-    """The first picture's seed of a run: 2^20 apart, so that no two runs share an image's noise."""
-    return seed << 20
+def any_of(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` of the numbers 0 .. size - 1, with replacement, int64."""
+    return torch.randint(size, (count,), generator=generator)
+
+
+def evaluation_seed(seed: int, sampling_seed: int = 0, count: int = 0) -> int:
+    """The first picture's seed of a run: 2^20 apart, so that no two runs share an image's noise.
+
+    Sampling seeds follow one another, ``count`` pictures each: PyTorch's generator knows the low 32 bits of a seed
+    alone, so there is no room far away.
+    """
+    return (seed << 20) + sampling_seed * count

@@ -1,4 +1,4 @@
-"""Every stage's network at its numbers of steps: sampled, timed and measured."""
+"""Every stage's network at its numbers of steps: sampled, timed and measured, for several sampling seeds."""
 
 from __future__ import annotations
 
@@ -7,34 +7,43 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hd_trainer.checks import MAX_BATCH, MAX_IMAGES, check_whole
+from hd_trainer.checks import MAX_BATCH, MAX_IMAGES, check_choice, check_whole
 from hd_trainer.context import Context
-from hd_trainer.data import Dataset, Split, read_all
+from hd_trainer.data import Dataset
 from hd_trainer.engine import draws
 from hd_trainer.engine.parallel import synchronise
 from hd_trainer.errors import UserError
-from hd_trainer.evaluation.distances import frechet_distance, kernel_distance, precision_recall
-from hd_trainer.evaluation.extractors import extract, extractor_for
-from hd_trainer.evaluation.rows import HELD_OUT, Row
-from hd_trainer.images import quantise
+from hd_trainer.evaluation.distances import compare, frechet_distance, within
+from hd_trainer.evaluation.extractors import Extractor, load_extractors
+from hd_trainer.evaluation.pixels import AT_ONCE, as_measured, restored, stored
+from hd_trainer.evaluation.reference import MANIFOLD, NEAREST_FOR, nearest_training, reference_of, spread
+from hd_trainer.evaluation.rows import HALVES, HELD_OUT, SCORES, Row, row_of_seeds
 from hd_trainer.networks import GuidanceSettings, sampler
 
-#: Training images of which the nearest is looked for.
-NEAREST_OF = 50_000
+Labels = Literal["training", "random"]
+
+#: Fewer images than this make no floor.
+FEWEST_OF_A_HALF = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """What is measured, and on how many samples."""
 
+    extractors: tuple[str, ...] = ()
+    """none, digits, classifier, mobilenet, efficientnet, inception:FILE, dino:ID, file.py:function; (): by the data"""
+    seeds: int = 3
+    """sampling seeds: each number is their mean, with the least and the greatest"""
     samples: int | None = None
-    """generated images per row; None: as many as the training split, with its conditions"""
+    """generated images per row and seed; None: as many as the training split"""
+    labels: Labels = "training"
+    """what is asked for: the training split's conditions in their order, or drawn from them at random for each seed"""
     batch: int = 250
     """images a network call"""
     teacher_steps: tuple[int, ...] = (1, 2, 4, 50, 250)
@@ -48,7 +57,9 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         check_whole(high=MAX_BATCH, batch=self.batch)
+        check_whole(high=100, seeds=self.seeds)
         check_whole(high=10_000, timing_repeats=self.timing_repeats)
+        check_choice("labels", self.labels, Labels)
         for name, steps in (("teacher_steps", self.teacher_steps), ("student_steps", self.student_steps)):
             if not steps:
                 raise UserError(f"{name} must hold at least one number of steps; got none")
@@ -59,78 +70,140 @@ class EvaluationSettings:
 
 
 class Meter:
-    """The extractor and the reference, computed once."""
+    """The extractors and the references, computed once. It holds no picture of the training split."""
 
-    def __init__(self, data: Dataset) -> None:
+    def __init__(self, data: Dataset, extractors: list[Extractor]) -> None:
         self.data = data
-        self.extractor = extractor_for(data)
-        self.training = read_all(data.reference, NEAREST_OF).x
-        self.reference = None if self.extractor is None else _features(self.extractor, data.reference)
+        self.references = [reference_of(data, data.reference, extractor) for extractor in extractors]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the extractors."""
+        return [one.extractor.name for one in self.references]
 
     def measure(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
         """Scores of samples (N, C, H, W) that were asked for with ``cond``; pixels are rounded to storable levels.
 
+        Samples may come as :func:`hd_trainer.evaluation.pixels.stored` gives them.
+
         Raises:
             ValueError: if they are not finite.
         """
-        images = samples.cpu().float()
-        if not bool(torch.isfinite(images).all()):
-            raise ValueError("samples are not finite: the network has diverged")
-        if self.data.holds_images:
-            images = quantise(images, self.data.grey_levels)
-        scores: dict[str, Any] = dict.fromkeys(("fd", "kid", "precision", "recall", "accuracy"))
-        if self.extractor is not None and self.reference is not None:
-            features, logits = extract(self.extractor, images)
-            scores["fd"] = frechet_distance(features, self.reference)
-            scores["kid"] = kernel_distance(features, self.reference)
-            scores["precision"], scores["recall"] = precision_recall(self.reference, features)
-            if "labels" in cond:
-                scores["accuracy"] = float((logits.argmax(dim=1) == cond["labels"].cpu()).float().mean())
-        nearest = [torch.cdist(part.flatten(1), self.training.flatten(1)).amin(dim=1) for part in images.split(1000)]
+        small = samples if samples.dtype == torch.uint8 else _finite(self.data, samples)
+        scores: dict[str, Any] = dict.fromkeys(SCORES)
+        further = {}
+        for index, reference in enumerate(self.references):
+            parts = (as_measured(self.data, restored(self.data, part)) for part in small.split(AT_ONCE))
+            found = reference.scores(parts, cond.get("labels"))
+            if index == 0:
+                scores |= found
+            else:
+                further[reference.extractor.name] = {name: found[name] for name in SCORES}
+        some = restored(self.data, small[spread(len(small), NEAREST_FOR)])
         return {
-            "samples": len(images),
             **scores,
-            "nearest": float(torch.cat(nearest).mean()),
-            "deviation": float(images.std(dim=0).mean()),
+            "nearest": float(nearest_training(some, self.data.reference)[0].mean()),
+            "deviation": _deviation(self.data, small),
+            "further": further,
         }
 
+    def held_out(self, count: int) -> Row:
+        """The floor: at most ``count`` held-out samples against the training split."""
+        split = self.data.held_out
+        index = spread(len(split), count)
+        samples = torch.cat([stored(self.data, split.read(part).x) for part in index.split(AT_ONCE)])
+        scores = self.measure(samples, split.cond(index))
+        return Row(name=HELD_OUT, steps=0, calls=0, images_per_second=None, samples=len(samples), **scores)
 
-def evaluate(settings: EvaluationSettings, context: Context, networks: dict[str, nn.Module]) -> list[Row]:
+    def halves(self, count: int) -> Row | None:
+        """The floor where little is held out: two halves of the training split, drawn at random, of one size each.
+
+        None without features of at least FEWEST_OF_A_HALF pictures in each.
+        """
+        found = []
+        for reference in self.references:
+            if reference.features is None or len(reference.features) < 2 * FEWEST_OF_A_HALF:
+                return None
+            order = draws.shuffled(len(reference.features), 0)
+            number = min(count, len(order) // 2)
+            a, b = (reference.features[part] for part in (order[:number], order[number : 2 * number]))
+            scores: dict[str, float | None] = dict.fromkeys(SCORES)
+            found.append({**scores, "fd": frechet_distance(a, b), **vars(compare(within(b), within(a)))})
+        if not found:
+            return None
+        further = dict(zip(self.names[1:], found[1:], strict=True))
+        facts: dict[str, Any] = {"steps": 0, "calls": 0, "nearest": None, "images_per_second": None, "samples": number}
+        return Row(name=HALVES, **facts, **found[0], further=further)
+
+
+def evaluate(
+    settings: EvaluationSettings,
+    context: Context,
+    networks: dict[str, nn.Module],
+    extractors: list[Extractor] | None = None,
+) -> list[Row]:
     """Measure every network at its step counts; the first row is held-out data against the training split: the floor.
 
-    Every row starts from the same noise and conditions, which are functions of the context's seed.
+    Every row starts from the same noise and conditions, which are functions of the context's seed and the sampling
+    seed. A second row, of two halves of the training split, comes where fewer samples are held out than are generated.
 
     Args:
         networks: any of "teacher" (sampled by Euler's method), "trajectory" and "distribution" (sampled by jumps).
+        extractors: None: those of the settings.
 
     Raises:
         UserError: if a network's samples are not finite.
     """
     data = context.data
-    meter = Meter(data)
     count = settings.samples or len(data.reference)
-    conditions = data.reference.cond(torch.arange(count) % len(data.reference))
-    cond = {name: value.to(context.device) for name, value in conditions.items()}
-    noise = draws.picture_noise(data.shape, draws.evaluation_seed(context.seed), count, context.device)
-    held_out = read_all(data.held_out)
-    rows = [Row(name=HELD_OUT, steps=0, calls=0, images_per_second=None, **meter.measure(held_out.x, held_out.cond))]
+    if extractors is None:
+        extractors = load_extractors(settings.extractors, data, context.device)
+    meter = Meter(data, extractors)
+    rows = [meter.held_out(count)]
+    if rows[0].samples < count and (halves := meter.halves(count)) is not None:
+        rows.append(halves)
     plan = [
         (name, steps)
         for name in networks
         for steps in (settings.teacher_steps if name == "teacher" else settings.student_steps)
     ]
-    for name, steps in (bar := tqdm(plan, desc="evaluation", unit="row")):
-        bar.set_postfix_str(f"{name}, {steps} step{'s' if steps > 1 else ''}")
-        draw, calls = sampler(networks[name], steps, settings.guidance, data.null)
-        repeats = max(1, settings.timing_repeats // calls)
-        generate = functools.partial(in_batches, draw, noise, cond, settings.batch)
-        images, seconds = _timed(generate, repeats, context.device)
-        try:
-            scores = meter.measure(images, cond)
-        except ValueError as error:
-            raise UserError(f"{name}, {steps} step(s): {error}; train it again with a lower rate") from error
-        rows.append(Row(name=name, steps=steps, calls=calls, images_per_second=count / seconds, **scores))
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {one: [] for one in plan}
+    speeds: dict[tuple[str, int], float] = {}
+    all_calls: dict[tuple[str, int], int] = {}
+    bar = tqdm(total=len(plan) * settings.seeds, desc="evaluation", unit="row")
+    for seed in range(settings.seeds):
+        noise, cond = _inputs(settings, context, count, seed)
+        for name, steps in plan:
+            bar.set_postfix_str(f"{name}, {steps} step{'s' if steps > 1 else ''}, seed {seed}")
+            draw, calls = sampler(networks[name], steps, settings.guidance, data.null)
+            generate = functools.partial(in_batches, draw, noise, cond, settings.batch)
+            repeats = max(1, settings.timing_repeats // calls) if seed == 0 else 1
+            images, seconds = _timed(generate, repeats, context.device)
+            try:
+                scores = meter.measure(images, cond)
+            except ValueError as error:
+                raise UserError(f"{name}, {steps} step(s): {error}; train it again with a lower rate") from error
+            found[name, steps].append({"seed": seed, **scores})
+            speeds.setdefault((name, steps), count / seconds)
+            all_calls[name, steps] = calls
+            bar.update()
+    bar.close()
+    for (name, steps), per_seed in found.items():
+        facts: dict[str, Any] = {"name": name, "steps": steps, "calls": all_calls[name, steps], "samples": count}
+        rows.append(row_of_seeds(per_seed, **facts, images_per_second=speeds[name, steps]))
     return rows
+
+
+def facts_of(settings: EvaluationSettings, data: Dataset, extractors: list[Extractor]) -> dict[str, Any]:
+    """What a result records of how it was measured."""
+    return {
+        "extractors": [one.facts() for one in extractors],
+        "sampling_seeds": settings.seeds,
+        "labels": settings.labels if data.classes else "none",
+        "reference_samples": len(data.reference),
+        "neighbour_samples": min(MANIFOLD, len(data.reference)),
+        "guidance_scale": settings.guidance.scale,
+    }
 
 
 def in_batches(
@@ -149,9 +222,34 @@ def in_batches(
     return torch.cat(parts)
 
 
-def _features(extractor: nn.Module, split: Split, batch: int = 500) -> Tensor:
-    """Features of a whole split, read batch by batch."""
-    return torch.cat([extract(extractor, split.read(index).x)[0] for index in torch.arange(len(split)).split(batch)])
+def _inputs(settings: EvaluationSettings, context: Context, count: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Noise and conditions of a sampling seed, on the device."""
+    split = context.data.reference
+    index = torch.arange(count) % len(split)
+    if settings.labels == "random":
+        generator = draws.step_generator(context.seed, "evaluation", seed)
+        index = draws.any_of(len(split), count, generator)
+    first = draws.evaluation_seed(context.seed, seed, count)
+    noise = draws.picture_noise(context.data.shape, first, count, context.device)
+    return noise, {name: value.to(context.device) for name, value in split.cond(index).items()}
+
+
+def _finite(data: Dataset, samples: Tensor) -> Tensor:
+    if not bool(torch.isfinite(samples).all()):
+        raise ValueError("samples are not finite: the network has diverged")
+    return stored(data, samples)
+
+
+def _deviation(data: Dataset, small: Tensor) -> float:
+    """Mean over the pixels of their standard deviation over the samples, part by part."""
+    first = restored(data, small[:1]).double()
+    total, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for part in small.split(AT_ONCE):
+        apart = restored(data, part).double() - first
+        total += apart.sum(dim=0)
+        squares += apart.square().sum(dim=0)
+    variance = (squares - total.square() / len(small)) / max(1, len(small) - 1)
+    return float(variance.clamp(min=0).sqrt().mean())
 
 
 def _timed(draw: Callable[[], Tensor], repeats: int, device: torch.device) -> tuple[Tensor, float]:

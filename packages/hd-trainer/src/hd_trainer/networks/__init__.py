@@ -9,8 +9,16 @@ import torch
 from torch import nn
 
 from hd_trainer.data import Dataset
-from hd_trainer.networks.fields import fresh_network, guided, inner_layers, is_student, sampler
-from hd_trainer.networks.folders import CONFIG, WEIGHTS, check_fits, save_network, weights_digest
+from hd_trainer.networks.fields import (
+    cost_of,
+    counted_multiply_adds,
+    fresh_network,
+    guided,
+    inner_layers,
+    is_student,
+    sampler,
+)
+from hd_trainer.networks.folders import CONFIG, WEIGHTS, check_fits, load_vision_model, save_network, weights_digest
 from hd_trainer.networks.settings import GuidanceSettings, ModelSettings
 from hd_trainer.networks.sources import TEACHERS, is_folder_of_ours, load_teacher, read_network, resolve, source_digest
 from hd_trainer.networks.students import check_student, make_student
@@ -22,6 +30,8 @@ __all__ = [
     "GuidanceSettings",
     "ModelSettings",
     "check_student",
+    "cost_of",
+    "counted_multiply_adds",
     "fresh_network",
     "guided",
     "inner_layers",
@@ -29,6 +39,7 @@ __all__ = [
     "is_student",
     "load_network",
     "load_teacher",
+    "load_vision_model",
     "make_student",
     "read_network",
     "resolve",

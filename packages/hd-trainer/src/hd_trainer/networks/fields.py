@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import hd_zoo
 from hd_trainer.context import Context
@@ -43,6 +44,30 @@ def fresh_network(model: ModelSettings, context: Context) -> nn.Module:
     network = network.to(context.device)
     try_network(network, context.data, context.device, f"model {model.name}")
     return network
+
+
+def cost_of(model: ModelSettings, shape: tuple[int, ...], classes: int) -> hd_zoo.Cost:
+    """What a network for square samples of that shape costs; it is not made.
+
+    Raises:
+        UserError: for an unknown name or impossible sizes.
+    """
+    try:
+        network = hd_zoo.create_model(
+            model.name, image_size=shape[2], channels=shape[0], classes=classes, device="meta", **model.overrides()
+        )
+        return hd_zoo.model_cost(network)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+@torch.no_grad()
+def counted_multiply_adds(network: nn.Module, data: Dataset, device: torch.device) -> int:
+    """Multiply-adds of one forward pass of one sample, of any network: matrix products and convolutions, as run."""
+    batch = data.train.read(torch.zeros(1, dtype=torch.long)).to(device)
+    with FlopCounterMode(display=False) as counter:
+        network(batch.x, batch.x.new_full((1,), 0.5), **batch.cond)
+    return int(counter.get_total_flops()) // 2
 
 
 @torch.no_grad()

@@ -95,6 +95,23 @@ def _save_pretrained(network: nn.Module, folder: Path, metadata: dict[str, Any])
     hd_zoo.save_pretrained(network, folder, metadata=metadata)
 
 
+def load_vision_model(place: str, device: torch.device) -> nn.Module:
+    """A frozen model of the library transformers, from a folder or by its name on the hub: for extractors.
+
+    Raises:
+        UserError: if the library is missing, or there is no such model in safetensors.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(f"{place}: transformers is not installed: pip install transformers") from error
+    try:
+        network: nn.Module = transformers.AutoModel.from_pretrained(place, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise UserError(f"{place} cannot be read as a model of transformers ({str(error)[:200]})") from error
+    return network.to(device).eval().requires_grad_(False)
+
+
 def weights_digest(folder: Path) -> str:
     """SHA-256 of the weights in a folder; of several files that of their hashes.
 

@@ -22,8 +22,9 @@ class ModelSettings:
     """factor on t before its sinusoids; it multiplies du/dt"""
 
     def __post_init__(self) -> None:
-        sizes = {name: value for name in ("width", "depth") if (value := getattr(self, name)) is not None}
-        check_whole(high=65536, **sizes)
+        for name, high in (("width", 65536), ("depth", 1024)):
+            if (value := getattr(self, name)) is not None:
+                check_whole(high=high, **{name: value})
         check_number(above=True, high=1e6, time_scale=self.time_scale)
 
     def overrides(self) -> dict[str, Any]:

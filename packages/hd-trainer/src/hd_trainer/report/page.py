@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hd_trainer.context import Context
-from hd_trainer.data import Batch, grid_conditions, pictures, read_all
+from hd_trainer.data import Batch, grid_conditions, pictures
 from hd_trainer.errors import UserError
-from hd_trainer.evaluation import Row, read_results
-from hd_trainer.evaluation.rows import number
+from hd_trainer.evaluation import Row, nearest_training, read_results, title
+from hd_trainer.evaluation.rows import SCORES, number
 from hd_trainer.files import write_text
 from hd_trainer.networks import load_network, sampler
 from hd_trainer.recipes import load_recipe
@@ -52,7 +52,8 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
     samples = _samples(settings, context, networks, summary["teacher"])
     last = summary["last"].name
     real = _held_out(context)
-    unit = f"FD-{context.data.name}"
+    names = [one["name"] for one in facts["extractors"]]
+    unit = title(names[0]) if names else f"FD-{context.data.name}"
     page = (
         _environment()
         .get_template("page.html")
@@ -60,6 +61,8 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
             version=__version__,
             recipe=settings.recipe,
             unit=unit,
+            columns=_columns_of(rows, unit),
+            further={title(name): (name, _columns_of(rows, title(name), name)) for name in names[1:]},
             facts=facts,
             total_seconds=sum(facts["training_seconds"].values()),
             rows=rows,
@@ -124,6 +127,17 @@ def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> 
     return found
 
 
+def _columns_of(rows: list[Row], unit: str, extractor: str | None = None) -> dict[str, tuple[str, int]]:
+    """(header, digits) of each score that the table shows: the usual ones, and others where they were measured."""
+    usual = ("fd", "kid", "precision", "recall", *(["accuracy"] if extractor is None else []))
+    spelled = {"prec.": "precision", "dens.": "density", "cover.": "coverage", "acc.": "accuracy", "FD": unit}
+    return {
+        name: (spelled.get(header, header), digits)
+        for name, (header, digits) in SCORES.items()
+        if name in usual or any(row.score(name, extractor) is not None for row in rows)
+    }
+
+
 def _columns(context: Context) -> int:
     return min(10, len(context.data.classes) or 10)
 
@@ -142,9 +156,8 @@ def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module
 
 def _with_neighbours(samples: Tensor, context: Context) -> Tensor:
     """Pictures of the samples, and of the training sample nearest to each below it."""
-    training = read_all(context.data.reference, 50_000).x
-    nearest = torch.cdist(samples.cpu().flatten(1), training.flatten(1)).argmin(dim=1)
-    return pictures(context.data, torch.cat([samples.cpu(), training[nearest]]))
+    _, index = nearest_training(samples.cpu(), context.data.reference)
+    return pictures(context.data, torch.cat([samples.cpu(), context.data.reference.read(index).x]))
 
 
 def _held_out(context: Context) -> Batch:

@@ -1,4 +1,4 @@
-"""Extractors: networks whose features stand for "what an image looks like". One ships with the package, for digits."""
+"""The extractor of the digits: a small classifier that ships with the package (tools/train_digits_metric.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from hd_trainer.data import Dataset
+from hd_trainer.evaluation.extractors.base import Extractor
 
 FEATURES = 64
 
@@ -41,17 +41,12 @@ class DigitsClassifier(nn.Module):
         return features, self.head(features.relu())
 
 
-def extractor_for(data: Dataset) -> nn.Module | None:
-    """The extractor of a data set, frozen; None where there is none, so that no distance can be measured.
+def load_digits_classifier() -> DigitsClassifier:
+    """The shipped network, frozen, in evaluation mode.
 
     Raises:
         RuntimeError: if the weights in the package are not the ones whose hash was committed with them.
     """
-    return load_digits_classifier() if data.name == "digits" else None
-
-
-def load_digits_classifier() -> DigitsClassifier:
-    """The shipped network, frozen, in evaluation mode; see :func:`extractor_for`."""
     folder = resources.files("hd_trainer") / "weights"
     content = (folder / "digits_metric.safetensors").read_bytes()
     expected = json.loads((folder / "digits_metric.json").read_text(encoding="utf-8"))["sha256"]
@@ -66,8 +61,17 @@ def load_digits_classifier() -> DigitsClassifier:
     return network.eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def extract(network: nn.Module, images: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
-    """Features (N, F) and logits (N, classes) of images (N, C, H, W), batch by batch."""
-    parts = [network(chunk) for chunk in images.split(batch)]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+def digits_extractor(device: torch.device) -> Extractor:
+    """The shipped network as an extractor; see :func:`load_digits_classifier`."""
+    facts = json.loads((resources.files("hd_trainer") / "weights/digits_metric.json").read_text(encoding="utf-8"))
+    return Extractor(
+        name="digits",
+        width=FEATURES,
+        resize="none: 8x8",
+        sha256=facts["sha256"],
+        run=load_digits_classifier().to(device),
+        knows_classes=True,
+        keeps=False,  # quicker than their hash
+        device=device,
+        batch=500,
+    )
