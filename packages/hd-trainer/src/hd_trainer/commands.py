@@ -78,6 +78,8 @@ def evaluate_command(arguments: list[str]) -> None:
         from hd_trainer.evaluation.outside import evaluate_pictures
         from hd_trainer.pipeline import evaluate_folder
     if options.against is None:
+        if options.out is not None or options.device != "auto":
+            raise UserError("--out and --device are for pictures, with --against; a run has its own")
         evaluate_folder(Path(options.path), options.extractors)
     else:
         evaluate_pictures(options.path, options.against, options.extractors, options.out, options.device)
