@@ -19,9 +19,10 @@ from hd_trainer.files import is_number, make_folder, read_json
 from hd_trainer.networks import fresh_network, load_network
 from hd_trainer.report import write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
-from hd_trainer.settings import Settings
+from hd_trainer.settings import Settings, to_json
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.discriminator import tap_layers
+from hd_trainer.writers import check_installed, make_writers
 
 
 def run(
@@ -50,7 +51,13 @@ def run(
 
 def context_of(settings: Settings) -> Context:
     """The surroundings of a command, made from its settings; see :func:`hd_trainer.context.make_context`."""
-    return make_context(settings.data, device=settings.device, precision=settings.precision, seed=settings.seed)
+    return make_context(
+        settings.data,
+        device=settings.device,
+        precision=settings.precision,
+        seed=settings.seed,
+        writers=make_writers(settings.writers, to_json(settings)),
+    )
 
 
 def check(
@@ -59,9 +66,10 @@ def check(
     """Find out what the settings' own checks cannot know, before anything is written or trained.
 
     Raises:
-        UserError: for an impossible network, weights that are missing or do not fit the data, or discriminator layers
-            that the teacher lacks.
+        UserError: for an impossible network, weights that are missing or do not fit the data, discriminator layers
+            that the teacher lacks, or a writer whose package is not installed.
     """
+    check_installed(settings.writers)
     if teacher_weights is None:
         network = fresh_network(settings.model, context)
     else:

@@ -18,6 +18,7 @@ from hd_trainer.networks import ModelSettings
 from hd_trainer.stages.distribution import DistributionSettings
 from hd_trainer.stages.teacher import TeacherSettings
 from hd_trainer.stages.trajectory import TrajectorySettings
+from hd_trainer.writers import check_names
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ class Settings:
     """"auto", "cpu", "cuda", "cuda:1" ..."""
     precision: Precision = "auto"
     """bf16 autocast, fp32, or auto: bf16 where the hardware has it"""
+    writers: tuple[str, ...] = ()
+    """where curves and pictures go beside metrics.jsonl: tensorboard, wandb, trackio; each an extra to install"""
     model: ModelSettings = field(default_factory=ModelSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
     teacher: TeacherSettings
@@ -49,6 +52,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_choice("precision", self.precision, Precision)
+        check_names(self.writers)
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
