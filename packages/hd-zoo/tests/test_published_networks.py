@@ -77,6 +77,7 @@ def test_the_registry_has_all_of_them() -> None:
     assert sorted([*DITS, *LIGHTNING, *LATER]) == published_models()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DITS)
 def test_sizes_and_costs_are_the_papers(name: str) -> None:
     gflops, millions = PAPER[name.split("_", 1)[1]]
@@ -276,6 +277,7 @@ def test_bfloat16(name: str, r_embedding: str | None, small: Callable[..., Any])
     assert (pure - expected).norm() < 0.03 * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "r_embedding"), [("sit_s_2", "added"), ("dit_s_2", None), ("lightningdit_b_1", "decoupled")]
 )
@@ -292,6 +294,7 @@ def test_compiles_to_one_graph(name: str, r_embedding: str | None, small: Callab
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", published_models())
 def test_every_entry_at_its_size_without_data(name: str) -> None:
     """Forward, backward, JVP and 16 bits of the two-time student: shapes and dtypes of everything."""
@@ -309,6 +312,7 @@ def test_every_entry_at_its_size_without_data(name: str) -> None:
     assert (half.shape, half.dtype) == (x.shape, torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DITS, *LIGHTNING, *LATER[:-1]])
 def test_every_entry_in_small(name: str, tmp_path: Path) -> None:
     """Its own patch and family, a few channels: one graph, r = t where r is left out, and the same from a file."""

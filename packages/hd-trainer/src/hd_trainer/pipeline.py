@@ -21,6 +21,7 @@ from hd_trainer.report import write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
 from hd_trainer.settings import Settings, to_json
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
+from hd_trainer.stages.alarms import alarms_of
 from hd_trainer.stages.discriminator import tap_layers
 from hd_trainer.writers import check_installed, make_writers
 
@@ -46,6 +47,9 @@ def run(
             train_stage(stage, settings, context, out, teacher_weights=teacher_weights, student_weights=student_weights)
     evaluate(settings, context, out)
     report = write_report(settings, context, out)
+    for stage in STAGES:
+        for alarm in alarms_of(stage, out / stage):
+            print(f"Warning: {stage}: {alarm}")
     print(f"{time.perf_counter() - began:.0f} s in all. Open {report}")
 
 

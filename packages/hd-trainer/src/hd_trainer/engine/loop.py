@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,10 @@ class Task:
     """a few images (N, C, H, W) in [-1, 1] from the same noise every time"""
     save: Callable[[Path], None]
     """writes the finished weights into the stage's folder"""
+    compare: Callable[[Tensor], dict[str, float]] = lambda samples: {}
+    """scalars worth recording of the samples, whenever they are drawn"""
+    alarms: Callable[[Mapping[str, float], bool], Mapping[str, str]] = lambda record, at_end: {}
+    """a sentence for each thing that is wrong by the latest scalars, by its kind; the flag says: at the stage's end"""
 
 
 def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[WriterFactory] = (JsonLines,)) -> None:
@@ -69,6 +73,7 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
     remove_incomplete(folder / SAMPLES)
     progress = load_newest(folder, task.modules, task.optimizers)
     start, sums = progress.step, dict(progress.sums)
+    said: set[str] = set()
     with _opened(writers, folder, start) as opened, signals.postponed() as stop_requested:
         if start:
             print(f"{task.name}: resuming after step {start} of {task.steps}")
@@ -81,13 +86,16 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
                 sums[name] = (total + float(value), number + 1)
             done, seconds = step + 1, time.perf_counter() - began
             _check_finite(task.name, done, sums)
+            due = _is_due(done, task, settings)
+            images = _draw(task, done) if due else None
+            if images is not None:
+                sums |= {name: (value, 1) for name, value in task.compare(images).items()}
+                _say(task.name, done, task.alarms(_averages(sums), done == task.steps), said)
             if done % settings.log_every == 0 or done == task.steps:
                 for writer in opened:
-                    writer.write(done, seconds, {name: total / number for name, (total, number) in sums.items()})
+                    writer.write(done, seconds, _averages(sums))
                 sums = {}
-            due = _is_due(done, task, settings)
             if due or stop_requested():
-                images = _draw(task, done) if due else None
                 progress = Progress(step=done, seconds=seconds, sums=sums)
                 save_checkpoint(folder, progress, task.modules, task.optimizers)
                 if images is not None:
@@ -105,6 +113,18 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
 def _is_due(step: int, task: Task, settings: LoopSettings) -> bool:
     """Whether a checkpoint and a grid of samples belong to this step."""
     return step % settings.checkpoint_every == 0 or step == task.steps
+
+
+def _averages(sums: dict[str, tuple[float, int]]) -> dict[str, float]:
+    return {name: total / number for name, (total, number) in sums.items()}
+
+
+def _say(name: str, step: int, alarms: Mapping[str, str], said: set[str]) -> None:
+    """Print each kind of alarm once; ``said`` remembers."""
+    for kind, sentence in alarms.items():
+        if kind not in said:
+            tqdm.write(f"{name}, step {step}: warning: {sentence}", file=sys.stderr)
+    said.update(alarms)
 
 
 def _check_finite(name: str, step: int, sums: dict[str, tuple[float, int]]) -> None:

@@ -36,7 +36,13 @@ RECIPES: dict[str, Entry] = {
         full="digits",
         smoke="digits_smoke",
         description="scikit-learn's digits, 8x8 pixels, 10 classes: no download, minutes on two CPU cores.",
-    )
+    ),
+    "fashion": Entry(
+        module="hd_trainer.recipes.fashion",
+        full="fashion",
+        smoke="fashion_smoke",
+        description="Fashion-MNIST, 28x28 photographs in grey, 10 classes: Debian's package, 20 minutes on two CPU cores.",
+    ),
 }
 
 

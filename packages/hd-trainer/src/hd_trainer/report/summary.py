@@ -10,12 +10,9 @@ from hd_trainer.errors import UserError
 from hd_trainer.evaluation import Row
 from hd_trainer.files import read_records
 from hd_trainer.stages import STAGES
+from hd_trainer.stages.alarms import LEAST_DEVIATION, SATURATED
 from hd_trainer.writers import METRICS
 
-#: Samples whose pixels vary less than this share of real ones' have collapsed [ours].
-LEAST_DEVIATION = 0.5
-#: A discriminator that is right this often at the end has won: its gradient teaches the student nothing [ours].
-SATURATED = 0.99
 #: A teacher further from the data than this many times the floor is no teacher to compare with [ours].
 FAR = 10.0
 

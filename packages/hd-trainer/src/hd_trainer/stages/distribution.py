@@ -19,6 +19,7 @@ from hd_trainer.engine.loop import Task
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings, turn_of
 from hd_trainer.errors import UserError
 from hd_trainer.networks import GuidanceSettings, guided, make_student, sampler, save_network
+from hd_trainer.stages.alarms import compare_with_real, find_alarms
 from hd_trainer.stages.discriminator import (
     DiscriminatorSettings,
     Judge,
@@ -122,6 +123,8 @@ def prepare(settings: DistributionSettings, context: Context, teacher: nn.Module
         optimizers=optimizers,
         step=lambda index: distribution_step(settings, context, networks, optimizers, index),
         sample=lambda: draw(noise, cond),
+        compare=compare_with_real(context),
+        alarms=lambda record, at_end: find_alarms("distribution", record, at_end=at_end),
         save=save,
     )
 

@@ -18,6 +18,7 @@ from hd_trainer.engine.loop import Task
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings
 from hd_trainer.errors import UserError
 from hd_trainer.networks import GuidanceSettings, sampler, save_network
+from hd_trainer.stages.alarms import compare_with_real, find_alarms
 
 GRID_STEPS = 25
 
@@ -69,6 +70,8 @@ def prepare(settings: TeacherSettings, context: Context, network: nn.Module) -> 
         optimizers={"network": optimizer},
         step=step,
         sample=lambda: draw(noise, cond),
+        compare=compare_with_real(context),
+        alarms=lambda record, at_end: find_alarms("teacher", record, at_end=at_end),
         save=lambda folder: save_network(average, folder, stage="teacher", steps=settings.steps),
     )
 

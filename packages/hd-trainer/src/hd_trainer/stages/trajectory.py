@@ -17,6 +17,7 @@ from hd_trainer.engine.loop import Task
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings, turn_of
 from hd_trainer.errors import UserError
 from hd_trainer.networks import GuidanceSettings, guided, make_student, sampler, save_network
+from hd_trainer.stages.alarms import compare_with_real, find_alarms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ def prepare(settings: TrajectorySettings, context: Context, teacher: nn.Module) 
         optimizers={"student": optimizer},
         step=step,
         sample=lambda: draw(noise, cond),
+        compare=compare_with_real(context),
+        alarms=lambda record, at_end: find_alarms("trajectory", record, at_end=at_end),
         save=lambda folder: save_network(average, folder, stage="trajectory", steps=settings.steps),
     )
 
