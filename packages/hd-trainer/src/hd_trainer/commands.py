@@ -71,11 +71,11 @@ def evaluate_command(arguments: list[str]) -> None:
 
 def report_command(arguments: list[str]) -> None:
     with signals.held():
-        from hd_trainer.options import FolderOptions, parse
-    folder = parse(FolderOptions, arguments, "hdistill report").folder
+        from hd_trainer.options import ReportOptions, parse
+    options = parse(ReportOptions, arguments, "hdistill report")
     with signals.held():
-        from hd_trainer.pipeline import report_folder
-    print(f"Wrote {report_folder(folder)}")
+        from hd_trainer.pipeline import report_folders
+    print(f"Wrote {report_folders(options.folders, options.out)}")
 
 
 def list_command(arguments: list[str]) -> None:
@@ -128,7 +128,9 @@ COMMANDS = {
     ),
     "sample": Command(usage="FOLDER", line="draw images with the weights of a run or of a stage", do=sample_command),
     "evaluate": Command(usage="RUN", line="measure the stages of a run again", do=evaluate_command),
-    "report": Command(usage="RUN", line="write a run's report.html again", do=report_command),
+    "report": Command(
+        usage="RUN [RUN ...]", line="write a run's report.html again, or compare several runs", do=report_command
+    ),
     "list": Command(usage="data", line="what --data takes", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),
 }

@@ -47,6 +47,16 @@ class FolderOptions:
     """made by `hdistill run`, e.g. runs/digits"""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write a run's page again, or one page about several runs side by side."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """runs' folders, e.g. runs/digits, or runs/digits runs/gap"""
+    out: Path | None = None
+    """the page to write; none given: RUN/report.html, of several runs compare.html"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmojiOptions:
     """Build the emoji set, which `--data emoji` reads: drawings and names from npm, rendered by resvg-py."""

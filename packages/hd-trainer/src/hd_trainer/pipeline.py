@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hd_trainer.engine import loop
 from hd_trainer.errors import UserError
 from hd_trainer.files import is_number, make_folder, read_json
 from hd_trainer.networks import fresh_network, load_network
-from hd_trainer.report import write_report
+from hd_trainer.report import Run, run_names, write_comparison, write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
 from hd_trainer.settings import Settings, to_json
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
@@ -164,10 +164,37 @@ def evaluate_folder(out: Path) -> None:
     evaluate(settings, context_of(settings), out)
 
 
-def report_folder(out: Path) -> Path:
-    """Write a run's report again, with the settings noted in its folder."""
-    settings = read_settings(out)
-    return write_report(settings, context_of(settings), out)
+def report_folders(folders: Sequence[Path], to: Path | None = None) -> Path:
+    """Write a run's page again, or one page about several, with the settings noted in their folders.
+
+    Args:
+        to: the page's file; None: ``report.html`` in the folder, of several runs ``compare.html``.
+
+    Raises:
+        UserError: for no folder, one that is given twice or is no finished run, or a place that cannot be written.
+    """
+    if not folders:
+        raise UserError("hdistill report needs a run's folder, e.g. hdistill report runs/digits")
+    if to is not None and to.is_dir():
+        raise UserError(f"{to} is a folder; give --out the name of a page, e.g. {to / 'report.html'}")
+    if len(folders) == 1:
+        settings = read_settings(folders[0])
+        context = context_of(settings)
+        if to is not None:
+            make_folder(to.parent)
+        return write_report(settings, context, folders[0], to)
+    names = run_names(folders)
+    settings_of = [read_settings(folder) for folder in folders]
+    datasets: dict[str, Context] = {}
+    runs = []
+    for name, folder, settings in zip(names, folders, settings_of, strict=True):
+        # Runs on the same data share it: it is read once.
+        context = datasets.get(settings.data) or context_of(settings)
+        datasets[settings.data] = context
+        runs.append(Run(name=name, folder=folder, settings=settings, context=context))
+    to = to or Path("compare.html")
+    make_folder(to.parent)
+    return write_comparison(runs, to)
 
 
 def _training_seconds(folder: Path) -> float | None:
