@@ -67,7 +67,7 @@ def per_class(context: Context, settings: EvaluationSettings, student: nn.Module
         if number >= FEWEST:
             real = _in_parts(theirs, lambda index: features(reference.read(index).x), settings.batch)
             rows.append(ClassRow(name, number, *precision_recall(real, samples[own[:number]])))
-    return shown(rows)
+    return shown(rows) if len(rows) > 1 else []
 
 
 def _in_parts(index: Tensor, function: Callable[[Tensor], Tensor], batch: int) -> Tensor:
