@@ -50,6 +50,7 @@ FLOORS = [
     ("settings.py",),
     ("recipes/", "run_folder.py"),
     ("run_options.py", "sample.py", "report/"),
+    ("sharing/",),
     ("pipeline.py",),
     ("__init__.py", "commands.py"),
     ("cli.py",),

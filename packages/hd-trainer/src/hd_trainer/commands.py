@@ -78,6 +78,15 @@ def report_command(arguments: list[str]) -> None:
     print(f"Wrote {report_folders(options.folders, options.out)}")
 
 
+def export_command(arguments: list[str]) -> None:
+    with signals.held():
+        from hd_trainer.options import ExportOptions, parse
+    options = parse(ExportOptions, arguments, "hdistill export")
+    with signals.held():
+        from hd_trainer.pipeline import export_folder
+    print(f"Wrote {export_folder(options.folder, options.out, name=options.name, license=options.license)}")
+
+
 def list_command(arguments: list[str]) -> None:
     if arguments[-1:] and arguments[-1] in HELP_FLAGS:
         print("usage: hdistill list data\n\nWhat --data takes, with a line for each.")
@@ -131,6 +140,7 @@ COMMANDS = {
     "report": Command(
         usage="RUN [RUN ...]", line="write a run's report.html again, or compare several runs", do=report_command
     ),
+    "export": Command(usage="RUN", line="write a run as a folder to upload, with a model card", do=export_command),
     "list": Command(usage="data", line="what --data takes", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),
 }

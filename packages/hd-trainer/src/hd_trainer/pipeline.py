@@ -20,6 +20,7 @@ from hd_trainer.networks import fresh_network, load_network
 from hd_trainer.report import Run, run_names, write_comparison, write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
 from hd_trainer.settings import Settings, to_json
+from hd_trainer.sharing import check_finished, export
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.alarms import alarms_of
 from hd_trainer.stages.discriminator import tap_layers
@@ -195,6 +196,13 @@ def report_folders(folders: Sequence[Path], to: Path | None = None) -> Path:
     to = to or Path("compare.html")
     make_folder(to.parent)
     return write_comparison(runs, to)
+
+
+def export_folder(run: Path, to: Path | None = None, *, name: str | None = None, license: str | None = None) -> Path:
+    """Write a finished run as a folder to upload; see :func:`hd_trainer.sharing.export`."""
+    settings = read_settings(run)
+    check_finished(settings, run)
+    return export(settings, context_of(settings), run, to, name=name, license=license)
 
 
 def _training_seconds(folder: Path) -> float | None:

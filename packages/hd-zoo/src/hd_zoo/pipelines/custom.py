@@ -6,6 +6,8 @@
 The sample is ``skip * noise - scale * transformer(input_scale * noise, timestep)``, decoded where there is a vae.
 """
 
+from typing import Any
+
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -14,13 +16,28 @@ from diffusers.utils.torch_utils import randn_tensor
 class OneStepPipeline(DiffusionPipeline):
     _optional_components = ["vae"]  # noqa: RUF012  (diffusers' own form)
 
-    def __init__(self, transformer, vae=None, skip=1.0, scale=1.0, input_scale=1.0, timestep=1000.0):
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Any = None,
+        skip: float = 1.0,
+        scale: float = 1.0,
+        input_scale: float = 1.0,
+        timestep: float = 1000.0,
+    ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae)
         self.register_to_config(skip=skip, scale=scale, input_scale=input_scale, timestep=timestep)
 
     @torch.no_grad()
-    def __call__(self, class_labels, generator=None, latents=None, output_type="pil", return_dict=True):
+    def __call__(
+        self,
+        class_labels: Any,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
         """class_labels: a class for each picture. output_type: "pil", "np", "pt" ([0, 1]) or "latent"."""
         model, config = self.transformer, self.config
         labels = torch.as_tensor(class_labels, device=self._execution_device).reshape(-1)

@@ -88,7 +88,8 @@ def _check_equal(student: Any, model: Any, timestep: float, form: OneStep) -> No
     )
     noise = noise.to(weight)
     labels = torch.tensor([0, max(0, student.classes - 1)], device=weight.device)
-    expected = sample_jumps(student, noise, **({"labels": labels} if student.classes else {}))
+    cond: dict[str, Any] = {"labels": labels} if student.classes else {}
+    expected = sample_jumps(student, noise, **cond)
     times = torch.full((2,), timestep, device=weight.device)
     out = model(form.input_scale * noise, timestep=times, class_labels=labels).sample[:, : noise.shape[1]]
     found = form.skip * noise - form.scale * out

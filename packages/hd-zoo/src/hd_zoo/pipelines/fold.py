@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from hd_zoo.blueprint import blueprint
 from hd_zoo.networks.transformer import DiffusionTransformer
 
 #: Between the two layers of a block's MLP: this package's names, and diffusers'.
@@ -29,8 +30,9 @@ def to_diffusers_dit(network: DiffusionTransformer, t: float, r: float) -> nn.Mo
     """
     from diffusers import DiTTransformer2DModel
 
-    arguments: dict[str, Any] = dict(network.arguments)
-    width, depth, heads = network.patch_embed.out_features, len(network.blocks), network.blocks[0].attn.num_heads
+    _, arguments = blueprint(network)
+    blocks: list[Any] = list(network.blocks)
+    width, depth, heads = network.patch_embed.out_features, len(blocks), blocks[0].attn.num_heads
     channels, size, _ = network.sample_shape
     activation = arguments.get("activation", "gelu_tanh")
     for name, value, accepted in (
@@ -56,7 +58,7 @@ def to_diffusers_dit(network: DiffusionTransformer, t: float, r: float) -> nn.Mo
         norm_eps=1e-6,
     )
     weight = network.patch_embed.weight
-    model = model.to(weight.device, weight.dtype)
+    nn.Module.to(model, weight.device, weight.dtype)  # diffusers' own has a warning for every cast
     if network.reversed_time:
         t, r = 1 - t, 1 - r
     times = weight.new_tensor([t, t - r], dtype=torch.float64)
@@ -64,25 +66,25 @@ def to_diffusers_dit(network: DiffusionTransformer, t: float, r: float) -> nn.Mo
     if network.interval_embed is not None:
         constant = constant + network.interval_embed(times[1:])[0]
     labels = weight.new_zeros(2, width) if network.label_embed is None else network.label_embed.weight
-    linear: Any = network.head.linear
+    head: Any = network.head
     sign = -1.0 if network.reversed_time else 1.0
     side = {"p": network.patch, "q": network.patch}
 
-    def first_channels(head: torch.Tensor) -> torch.Tensor:
+    def first_channels(rows: torch.Tensor) -> torch.Tensor:
         """Of a learned variance nothing is kept."""
-        parts = rearrange(head, "(p q c) ... -> p q c ...", **side)[:, :, :channels]
+        parts = rearrange(rows, "(p q c) ... -> p q c ...", **side)[:, :, :channels]
         return sign * rearrange(parts, "p q c ... -> (p q c) ...")
 
     found = model.state_dict()
     found |= {
         "pos_embed.proj.weight": rearrange(weight, "o (p q c) -> o c p q", **side),
         "pos_embed.proj.bias": network.patch_embed.bias,
-        "proj_out_1.weight": network.head.modulation[1].weight,
-        "proj_out_1.bias": network.head.modulation[1].bias,
-        "proj_out_2.weight": first_channels(linear.weight),
-        "proj_out_2.bias": first_channels(linear.bias),
+        "proj_out_1.weight": head.modulation[1].weight,
+        "proj_out_1.bias": head.modulation[1].bias,
+        "proj_out_2.weight": first_channels(head.linear.weight),
+        "proj_out_2.bias": first_channels(head.linear.bias),
     }
-    for index, block in enumerate(network.blocks):
+    for index, block in enumerate(blocks):
         theirs = f"transformer_blocks.{index}."
         time = f"{theirs}norm1.emb.timestep_embedder.linear_2."
         found[f"{time}weight"] = torch.zeros_like(found[f"{time}weight"])
