@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from trainer_helpers import SHORT, Answer, contents, hdistill
 
 import hd_zoo
@@ -151,6 +151,39 @@ def test_latents_and_other_conditions(tmp_path: Path) -> None:
     assert "4 x 8 x 8 latents" in text
     assert "no distance was measured" in text
     assert 'packages/hd-zoo" numpy\n' in text
+
+
+@pytest.mark.parametrize("pictures", [True, False], ids=["pictures", "latents"])
+@pytest.mark.parametrize("further", [[], ["prompt"]], ids=["", "prompt"])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_every_form_of_the_script_runs(classes: int, further: list[str], pictures: bool, tmp_path: Path) -> None:
+    """With a student that takes just those conditions, in hd_zoo's place."""
+    from hd_trainer.sharing.card import environment
+
+    facts = {"classes": classes, "further": further, "pictures": pictures}
+    (tmp_path / "sample.py").write_text(environment().get_template("sample.py.jinja").render(**facts))
+    save_file({"prompt": torch.arange(2.0)}, tmp_path / "conditions.safetensors")
+    (tmp_path / "hd_zoo.py").write_text(
+        "import torch\n"
+        "def from_pretrained(folder):\n    return type('Student', (), {'sample_shape': (3, 2, 2)})\n"
+        "def seeded_noise(shape, seeds):\n    return torch.zeros(len(seeds), *shape)\n"
+        "def sample_jumps(student, noise, **cond):\n"
+        "    print({name: value.tolist() for name, value in cond.items()})\n    return noise\n"
+    )
+    out = tmp_path / ("out.png" if pictures else "out.safetensors")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "sample.py"), "--count", "5", "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {"prompt": [0.0, 1.0, 0.0, 1.0, 0.0]} if further else {}
+    expected |= {"labels": [0, 1, 2, 0, 1]} if classes else {}
+    assert ast.literal_eval(done.stdout) == expected
+    assert out.is_file()
 
 
 # ---- the card
