@@ -51,6 +51,9 @@ STUDENTS = {
     "one class": lambda dit: ours(classes=0),
     "time scale": lambda dit: ours(time_scale=1000.0),
     "reversed time": lambda dit: ours(reversed_time=True),
+    "SiT": lambda dit: shaken(
+        to_student(create_model("sit_s_2", width=32, depth=2, num_heads=2, image_size=8, classes=10)), 0.1
+    ),
     "learned variance": lambda dit: shaken(to_student(from_diffusers_dit(dit()))),
     "a diffusion, our network": lambda dit: shaken(to_student(DiffusedNoise(from_diffusers_dit(dit())))),
     "a diffusion, diffusers' network": lambda dit: shaken(to_student(DiffusedNoise(DiTNoise(dit())))),
