@@ -16,7 +16,7 @@ from hd_trainer.run_options import parse_settings
 from hd_trainer.settings import differences, to_json
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ["digits-discriminator", "digits-noise-levels", "digits-seeds"]
+NAMES = ["digits-discriminator", "digits-noise-levels", "digits-seeds", "discriminator-weight", "weighting"]
 SEEDS = ROOT / "experiments/results/digits_seeds.json"
 
 

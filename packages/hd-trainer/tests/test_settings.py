@@ -18,7 +18,7 @@ from trainer_helpers import tiny_settings
 import hd_awd
 from hd_awd import DiscriminatorConfig
 from hd_dmd import KarrasLevels, LogitNormalLevels, UniformLevels
-from hd_meanflow import LogitNormalTimes, MeanFlowGuidance, MeanFlowLoss
+from hd_meanflow import LogitNormalTimes, MeanFlowGuidance, MeanFlowLoss, UniformTimes
 from hd_trainer import Settings, UserError, list_recipes, load_recipe
 from hd_trainer.earlier import FORMAT
 from hd_trainer.engine.loop import LoopSettings
@@ -378,7 +378,7 @@ OWN = [
     *(DiscriminatorSettings, DistributionSettings, EvaluationSettings, Settings),
 ]
 HELD = [
-    *(LogitNormalTimes, MeanFlowLoss, MeanFlowGuidance, DiscriminatorConfig),
+    *(LogitNormalTimes, UniformTimes, MeanFlowLoss, MeanFlowGuidance, DiscriminatorConfig),
     *(UniformLevels, LogitNormalLevels, KarrasLevels),
 ]
 

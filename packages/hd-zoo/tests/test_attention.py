@@ -77,6 +77,28 @@ def test_the_backends_have_the_same_gradient(width: int) -> None:
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "gradient", "tokens", "fused"),
+    [
+        (torch.bfloat16, True, 6, False),
+        (torch.float16, True, 6, False),
+        (torch.bfloat16, False, 6, True),
+        (torch.bfloat16, True, 513, True),
+        (torch.float32, True, 6, True),
+    ],
+)
+def test_training_in_half_precision_on_a_cpu_takes_two_products(
+    dtype: torch.dtype, gradient: bool, tokens: int, fused: bool, fused_calls: list[Tensor]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, tokens, 8, generator=generator).to(dtype) for _ in range(3))
+    q.requires_grad_(gradient)
+    found = attend(q, k, v)
+    assert bool(fused_calls) == fused
+    exact = F.softmax(q.double() @ k.double().transpose(-2, -1) / 8**0.5, dim=-1) @ v.double()
+    torch.testing.assert_close(found.double(), exact, atol=0.03, rtol=0.03)
+
+
 def test_large_scores_do_not_overflow() -> None:
     q, k, v = draw(16)
     for backend in ("fused", "math"):

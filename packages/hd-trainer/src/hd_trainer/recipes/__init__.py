@@ -41,7 +41,7 @@ RECIPES: dict[str, Entry] = {
         module="hd_trainer.recipes.fashion",
         full="fashion",
         smoke="fashion_smoke",
-        description="Fashion-MNIST, 28x28 photographs in grey, 10 classes: Debian's package, 20 minutes on two CPU cores.",
+        description="Fashion-MNIST, 28x28 grey photographs, 10 classes: Debian's package, 20 minutes on two cores.",
     ),
 }
 

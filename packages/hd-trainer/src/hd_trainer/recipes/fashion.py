@@ -19,7 +19,7 @@ TIMES = LogitNormalTimes(interval_share=0.5, endpoint_share=0.5)
 
 
 def fashion() -> Settings:
-    """Fashion-MNIST, 28x28 grey photographs, 10 classes: Debian's package, 20 minutes on two CPU cores."""
+    """Fashion-MNIST, 28x28 grey photographs, 10 classes: Debian's package, 20 minutes on two cores."""
     return Settings(
         recipe="fashion",
         data="fashion",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hd_meanflow import LogitNormalTimes, MeanFlowLoss
+from hd_meanflow import LogitNormalTimes, MeanFlowLoss, UniformTimes
 from hd_trainer.checks import MAX_BATCH, check_shares, check_steps, check_whole
 from hd_trainer.context import Context
 from hd_trainer.engine import draws
@@ -18,6 +18,9 @@ from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings, turn_of
 from hd_trainer.errors import UserError
 from hd_trainer.networks import GuidanceSettings, guided, make_student, sampler, save_network
 from hd_trainer.stages.alarms import compare_with_real, find_alarms
+
+#: Laws of the times; which one is the recipe's choice, the command line sets what that one has.
+Times = LogitNormalTimes | UniformTimes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class TrajectorySettings:
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(lr=1e-3))
     ema: float = 0.99
     """decay of the exponential moving average that becomes the student"""
-    times: LogitNormalTimes = field(default_factory=LogitNormalTimes)
+    times: Times = field(default_factory=LogitNormalTimes)
     """times (t, r) of the loss"""
     meanflow: MeanFlowLoss = field(default_factory=MeanFlowLoss)
     """the loss; its times are the ones above"""

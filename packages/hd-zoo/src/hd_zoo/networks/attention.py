@@ -22,7 +22,8 @@ def set_attention_backend(name: str) -> None:
     Args:
         name: "fused" is PyTorch's scaled_dot_product_attention (the default); "math" is two matrix products and a
             softmax, which differentiates in every mode; "xformers" is its memory-efficient attention.
-            Whatever is chosen, forward-mode differentiation takes "math": the other two have no such derivative.
+            Whatever is chosen, forward-mode differentiation takes "math": the other two have no such derivative. So
+            does "fused" when it trains on a CPU in half precision, where its backward pass is the slower one.
 
     Raises:
         ValueError: for an unknown name.
@@ -66,9 +67,22 @@ def _forward_mode() -> bool:
 _forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+#: Up to so many tokens, two matrix products are faster than the fused kernel where :func:`_fused_backward_is_slow`.
+SHORT = 512
+
+
+def _fused_backward_is_slow(q: Tensor) -> bool:
+    """Training in half precision on a CPU: the fused kernel's backward pass takes about five times as long as it must.
+
+    Measured by ``hatch run bench attention-cpu``. Without gradients, and in float32, the fused kernel is the faster.
+    """
+    needed = torch.is_grad_enabled() and q.requires_grad
+    return needed and q.device.type == "cpu" and q.dtype.itemsize == 2 and q.shape[-2] <= SHORT
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for q, k, v (B, H, N, D); any D, 72 included."""
-    if _backend == "math" or _forward_mode():
+    if _backend == "math" or _forward_mode() or (_backend == "fused" and _fused_backward_is_slow(q)):
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     if _backend == "xformers":
         from xformers.ops import memory_efficient_attention
