@@ -167,7 +167,7 @@ def test_help_waits_for_no_large_library(arguments: list[str]) -> None:
     [
         (
             "rum",
-            "unknown command 'rum'; known: run, train, sample, evaluate, report, list, emoji (try hdistill --help)",
+            "unknown command 'rum'; known: run, train, sample, evaluate, report, export, list, emoji (try hdistill --help)",
         ),
         ("run", "needs a recipe first; known: digits"),
         ("run --smoke", "needs a recipe first"),
