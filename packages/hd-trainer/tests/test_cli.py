@@ -168,7 +168,7 @@ def test_help_waits_for_no_large_library(arguments: list[str]) -> None:
     [
         (
             "rum",
-            "unknown command 'rum'; known: run, new, train, sample, evaluate, report, list, emoji (try hdistill ",
+            "unknown command 'rum'; known: run, new, train, sample, evaluate, report, export, list, emoji (try ",
         ),
         ("run", "needs a recipe first; known: digits"),
         ("run --smoke", "needs a recipe first"),
