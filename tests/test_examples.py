@@ -89,6 +89,7 @@ def test_own_recipe_goes_the_whole_way_on_own_data(tmp_path: Path, monkeypatch: 
     assert rows[0]["accuracy"] > 0.9
 
 
-def test_own_teacher_is_taken_from_its_folder() -> None:
+def test_own_teacher_is_a_network_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes into ./runs
     rows = load_example("own_teacher").main()
     assert rows[-1]["name"] == "distribution"

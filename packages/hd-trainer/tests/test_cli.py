@@ -82,7 +82,8 @@ def test_the_help_of_a_run_teaches_every_setting() -> None:
         "--out": "the run's folder",
         "--smoke": "in seconds",
         "--seed": "decides every random number of the run",
-        "--teacher-weights": "folder of a teacher's weights",
+        "--teacher": "a teacher that is trained already",
+        "--teacher-weights": "another name of --teacher, for a folder",
         "--student-weights": "folder of the student that stage 2 starts from",
         "--model.width": "the model's own",
         "--trajectory.times.interval-share": "share of the samples with r != t",
@@ -167,7 +168,7 @@ def test_help_waits_for_no_large_library(arguments: list[str]) -> None:
     [
         (
             "rum",
-            "unknown command 'rum'; known: run, train, sample, evaluate, report, list, emoji (try hdistill --help)",
+            "unknown command 'rum'; known: run, new, train, sample, evaluate, report, list, emoji (try hdistill ",
         ),
         ("run", "needs a recipe first; known: digits"),
         ("run --smoke", "needs a recipe first"),
@@ -205,7 +206,10 @@ def test_help_waits_for_no_large_library(arguments: list[str]) -> None:
         ("run digits --device meta", 'device "meta" holds no numbers; try "auto"'),
         ("run digits --precision fp8", "'auto', 'bf16', 'fp32'"),
         ("run digits --data cifar", "unknown data set 'cifar'; known: digits, fashion, emoji, folder:PATH, npz:FILE,"),
-        ("run digits --teacher-weights nowhere", "no config.json in nowhere"),
+        (
+            "run digits --teacher-weights nowhere",
+            "no network 'nowhere': there is no such folder. A teacher is one of FOLDER,",
+        ),
         ("run digits --student-weights nowhere", "no config.json in nowhere"),
         ("train trajectory digits --smoke", "train that stage first, or name another folder"),
         ("train distribution digits --smoke", "train that stage first, or name another folder"),

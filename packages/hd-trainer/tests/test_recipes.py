@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from trainer_helpers import contents, hdistill, tiny_settings
+from trainer_helpers import SHORT, contents, hdistill, tiny_settings
 
 from hd_trainer import UserError, load_recipe
 from hd_trainer.settings import settings_from_json, to_json
@@ -160,3 +161,66 @@ def test_a_runs_recipe_json_is_a_recipe(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "absent.json"))
     with pytest.raises(UserError, match="has no short form"):
         load_recipe(str(path), smoke=True)
+
+
+def again(source: Path, out: Path, *flags: object) -> None:
+    """Run ``source``'s recipe.json into ``out``."""
+    answer = hdistill("run", source / "recipe.json", "--out", out, *flags)
+    assert answer.code == 0, answer.err
+
+
+def records(path: Path) -> list[dict[str, object]]:
+    """The lines of a metrics.jsonl without their times."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_same_run(one: Path, other: Path, stages: tuple[str, ...]) -> None:
+    """Settings, losses and weights agree to the last bit."""
+    assert (one / "recipe.json").read_bytes() == (other / "recipe.json").read_bytes()
+    for stage in stages:
+        assert records(one / stage / "metrics.jsonl") == records(other / stage / "metrics.jsonl")
+        weights = [(run / stage / "model.safetensors").read_bytes() for run in (one, other)]
+        assert weights[0] == weights[1]
+
+
+def test_a_run_from_its_recipe_json_is_the_same_run(finished: Path, tmp_path: Path) -> None:
+    again(finished, tmp_path / "again")
+    assert_same_run(finished, tmp_path / "again", ("teacher", "trajectory", "distribution"))
+    # In its own folder it is that run, which is finished.
+    before = {stage: (tmp_path / "again" / stage / "model.safetensors").stat().st_mtime_ns for stage in ("teacher",)}
+    again(tmp_path / "again", tmp_path / "again")
+    assert before["teacher"] == (tmp_path / "again" / "teacher" / "model.safetensors").stat().st_mtime_ns
+
+
+def test_a_recipe_json_brings_the_weights_that_its_run_was_given(finished: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    for stage in ("teacher", "trajectory"):
+        shutil.copytree(finished / stage, weights / stage)
+    given = ("--teacher", weights / "teacher", "--student-weights", weights / "trajectory")
+    answer = hdistill(*SHORT, *given, "--out", tmp_path / "one")
+    assert answer.code == 0, answer.err
+    again(tmp_path / "one", tmp_path / "two")
+    assert_same_run(tmp_path / "one", tmp_path / "two", ("distribution",))
+    assert not (tmp_path / "two" / "trajectory").exists()
+    # Other weights in the same place are another run.
+    shutil.copyfile(finished / "distribution" / "model.safetensors", weights / "trajectory" / "model.safetensors")
+    answer = hdistill("run", tmp_path / "one" / "recipe.json", "--out", tmp_path / "three")
+    assert (answer.code, answer.out) == (2, "")
+    assert "was begun from another student than the one in" in answer.line
+    shutil.rmtree(weights / "trajectory")
+    answer = hdistill("run", tmp_path / "one" / "recipe.json", "--out", tmp_path / "three")
+    assert (answer.code, answer.out) == (2, "")
+    assert not (tmp_path / "three").exists()
+
+
+def test_a_run_again_goes_beside_the_first_by_default(finished: Path) -> None:
+    text = " ".join(hdistill("run", finished / "recipe.json", "--help").out.split())
+    assert "(default: runs/digits-again)" in text
+
+
+def test_list_recipes_names_them_and_the_other_kinds() -> None:
+    answer = hdistill("list", "recipes")
+    assert (answer.code, answer.err) == (0, "")
+    for words in ("digits", "FILE.py", "recipe.json", "hdistill new NAME --data DATA"):
+        assert words in answer.out

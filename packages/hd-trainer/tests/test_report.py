@@ -296,8 +296,8 @@ def test_the_discriminators_network_has_its_flags_beside_the_discriminators_own(
 
 
 def test_weights_that_were_brought_stand_in_the_command() -> None:
-    brought = {"teacher": Path("a/teacher"), "student": Path("a/trajectory")}
-    expected = "hdistill run digits --teacher-weights a/teacher --student-weights a/trajectory"
+    brought = {"teacher": "a b/teacher", "student": "a/trajectory"}
+    expected = "hdistill run digits --teacher 'a b/teacher' --student-weights a/trajectory"
     assert command_line(load_recipe("digits"), brought) == expected
 
 

@@ -205,7 +205,7 @@ def test_a_run_takes_weights_from_elsewhere_and_trains_only_the_rest(finished: P
     assert [(row["name"], row["steps"]) for row in rows(out)] == [(row["name"], row["steps"]) for row in rows(finished)]
     for ours, theirs in zip(rows(out)[:5], rows(finished)[:5], strict=True):  # all but stage 2's
         assert {**ours, "images_per_second": 0} == {**theirs, "images_per_second": 0}
-    assert f"--teacher-weights {(finished / 'teacher').resolve()}" in (out / "report.html").read_text()
+    assert f"--teacher {(finished / 'teacher').resolve()}" in (out / "report.html").read_text()
     assert contents(finished) == before
     # The folder remembers where its weights came from.
     assert hdistill("report", out).code == 0
@@ -220,12 +220,16 @@ def test_with_the_same_weights_a_run_is_the_run(finished: Path, tmp_path: Path) 
         assert same_weights(out / stage, finished / stage)
 
 
-def test_a_stage_is_not_gone_on_with_from_other_weights(finished: Path, copy: Path) -> None:
+def test_a_stage_is_not_gone_on_with_from_other_weights(finished: Path, copy: Path, tmp_path: Path) -> None:
     """Same shape, other values: the folder was begun from one teacher and is now given another."""
     flags = (*SHORT[1:], "--out", copy)
     (copy / "trajectory" / "done.json").unlink()
     before = contents(copy)
-    result = hdistill("train", "trajectory", *flags, "--teacher-weights", finished / "distribution")
+    other = hd_zoo.from_pretrained(finished / "teacher")
+    with torch.no_grad():
+        next(other.parameters()).mul_(0.5)
+    folder = hd_zoo.save_pretrained(other, tmp_path / "other")
+    result = hdistill("train", "trajectory", *flags, "--teacher-weights", folder)
     assert result.code == 2
     assert "was begun from another teacher" in result.line
     assert contents(copy) == before

@@ -273,7 +273,7 @@ IMPOSSIBLE: list[tuple[type, dict[str, Any]]] = [
     *((DistributionSettings, {"steps": 5, name: 0}) for name in ("student_update_every", "batch")),
     *((DistributionSettings, {"steps": 5, name: -1.0}) for name in ("ema", "matching_weight")),
     *((DiscriminatorSettings, {name: value}) for name in ("gan_weight", "r1_weight") for value in (-1.0, NAN)),
-    *((DiscriminatorSettings, {"r1_std": 0}), (DiscriminatorSettings, {"layers": ()})),
+    (DiscriminatorSettings, {"r1_std": 0}),
     (DiscriminatorSettings, {"gan_loss": "mse"}),
     *((ModelSettings, {name: 0}) for name in ("width", "depth", "time_scale")),
     *((EvaluationSettings, {"samples": value}) for value in (0, 9, -3, HUGE)),

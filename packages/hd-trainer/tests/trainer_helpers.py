@@ -190,3 +190,114 @@ def save_pictures(folder: Path, pictures: list[Image.Image], suffix: str = ".png
     for path, picture in zip(paths, pictures, strict=True):
         picture.save(path)
     return paths
+
+
+#: A U-Net that predicts the noise of a diffusion with a cosine schedule, as somebody writes one in a file.
+UNET = """
+import torch
+from torch import nn
+
+import hd_zoo
+
+WIDTH = 8
+
+
+class UNet(nn.Module):
+    sample_shape, classes, null_label, takes_r = (1, 8, 8), {classes}, {null}, False
+
+    def __init__(self):
+        super().__init__()
+        self.time_mlp = nn.Sequential(nn.Linear(1, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        self.labels = nn.Embedding({classes} + 1, WIDTH)
+        self.stem = nn.Conv2d(1, WIDTH, 3, padding=1)
+        self.downs = nn.ModuleList([nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1)])
+        self.mid = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.SiLU(), nn.Dropout({dropout}))
+        self.ups = nn.ModuleList([nn.ConvTranspose2d(WIDTH, WIDTH, 4, stride=2, padding=1)])
+        self.head = nn.Conv2d(WIDTH, 1, 3, padding=1)
+
+    def forward(self, x, t, labels=None):
+        c = self.time_mlp(t[:, None])
+        if labels is not None:
+            c = c + self.labels(labels)
+        h = self.stem(x) + c[:, :, None, None]
+        return self.head(h + self.ups[0](self.mid(self.downs[0](h))))
+
+
+def teacher():
+    generator = torch.Generator().manual_seed({seed})
+    network = UNet()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return hd_zoo.DiffusedNoise(network, 1000, schedule="squaredcos_cap_v2")
+"""
+
+#: Latents of four channels with three classes.
+LATENTS = """
+import torch
+
+from hd_trainer.data import Dataset, InMemory
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(40, 4, 8, 8, generator=generator), torch.arange(40) % 3
+    parts = [InMemory(x=x[part], conditions={"labels": labels[part]}) for part in (slice(0, 30), slice(30, 40))]
+    return Dataset(name="latents", train=parts[0], held_out=parts[1], classes=("a", "b", "c"), null={"labels": 3})
+"""
+
+#: Our names of weights in a transformer, and the official ones of DiT, SiT, LightningDiT and REPA.
+OFFICIAL_NAMES = {
+    "patch_embed.": "x_embedder.proj.",
+    "time_embed.mlp.": "t_embedder.mlp.",
+    "label_embed.": "y_embedder.embedding_table.",
+    "head.linear.": "final_layer.linear.",
+    "head.norm.": "final_layer.norm_final.",
+    "head.modulation.": "final_layer.adaLN_modulation.",
+    ".modulation.": ".adaLN_modulation.",
+    ".mlp.0.": ".mlp.fc1.",
+    ".mlp.2.": ".mlp.fc2.",
+    ".mlp.gate_and_value.": ".mlp.w12.",
+    ".mlp.out.": ".mlp.w3.",
+}
+
+
+def write_unet(path: Path, *, classes: int = 10, dropout: float = 0.0, seed: int = 0) -> Path:
+    """A file with a network of one's own; its function is ``teacher``."""
+    values = {"{classes}": classes, "{null}": classes or None, "{dropout}": dropout, "{seed}": seed}
+    text = UNET
+    for name, value in values.items():
+        text = text.replace(name, str(value))
+    path.write_text(text)
+    return path
+
+
+def write_latents(path: Path) -> Path:
+    """A file whose function ``data`` returns random latents."""
+    path.write_text(LATENTS)
+    return path
+
+
+def save_official(network: nn.Module, path: Path) -> Path:
+    """Random weights for a transformer of hd_zoo, in a file as its publishers write one."""
+    generator = torch.Generator().manual_seed(2)
+    patch, channels = int(network.arguments["patch"]), int(network.arguments["channels"])  # type: ignore[index, union-attr]
+    found: dict[str, Tensor] = {}
+    for ours, value in network.state_dict().items():
+        if ours == "rotary":
+            continue
+        if ours == "positions":
+            found["pos_embed"] = value[None]
+            continue
+        theirs = (
+            "t_embedder.mlp." + ours.removeprefix("time_embed.mlp.") if ours.startswith("time_embed.mlp.") else ours
+        )
+        for name, official in OFFICIAL_NAMES.items():
+            if not theirs.startswith("t_embedder") and (name.startswith(".") or theirs.startswith(name)):
+                theirs = theirs.replace(name, official, 1)
+        tensor = 0.1 * torch.randn(value.shape, generator=generator)
+        if theirs == "x_embedder.proj.weight":  # a convolution there
+            tensor = tensor.reshape(len(tensor), patch, patch, channels).permute(0, 3, 1, 2).contiguous()
+        found[theirs] = tensor
+    torch.save({"ema": found, "model": found}, path)
+    return path

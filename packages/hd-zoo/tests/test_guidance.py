@@ -169,3 +169,16 @@ def test_a_call_without_the_condition(
 ) -> None:
     with pytest.raises(ValueError, match=r"guidance needs the condition\(s\) labels at every call"):
         Guidance(labelled, scale, null={"labels": NULL})(*inputs[:2], **cond)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_teacher_without_an_argument_r_is_guided(scale: float) -> None:
+    """Its third argument may be the labels: an r that was not given must not land there."""
+
+    def teacher(x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert labels is not None
+        return x * labels[:, None]
+
+    x, labels = torch.ones(2, 3), torch.tensor([1, 2])
+    guided = Guidance(teacher, scale, null={"labels": 0})
+    assert torch.equal(guided(x, torch.full((2,), 0.5), labels=labels), scale * x * labels[:, None])

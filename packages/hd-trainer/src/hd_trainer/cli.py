@@ -68,7 +68,9 @@ def _answer(arguments: list[str]) -> tuple[int, str]:
         return 2, f"{error}; check that the folder can be written and that the disk is not full"
     except signals.Stopped as stopped:
         return 130, str(stopped)
-    except Exception:
+    except Exception as error:
+        if _is_memory(error):
+            return 2, f"the memory is full ({error}); lower --teacher.batch and its like, or the sizes of the network"
         # A library may turn the interruption into an error of its own, e.g. a failed import.
         if not signals.asked():
             raise
@@ -90,6 +92,12 @@ def _dispatch(arguments: list[str]) -> None:
         raise UserError(f"unknown command {arguments[0]!r}; known: {', '.join(COMMANDS)} (try hdistill --help)")
     else:
         COMMANDS[arguments[0]].do(arguments[1:])
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether it says that there was no memory left; PyTorch has an error of its own for GPUs, and none for CPUs."""
+    names = [one.__name__ for one in type(error).__mro__]
+    return "MemoryError" in names or "OutOfMemoryError" in names or "DefaultCPUAllocator" in str(error)
 
 
 def _commands() -> str:

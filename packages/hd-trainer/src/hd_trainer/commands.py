@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hd_trainer import signals
 from hd_trainer.errors import UserError
@@ -13,7 +14,7 @@ RECIPES_HELP = "Recipes, or a file (path/to/recipe.py:function, or a run's recip
 HELP_FLAGS = ("-h", "--help")
 STAGES_HELP = """
 STAGE is one of teacher, trajectory, distribution. A stage reads the weights of the one before it from --out, or
-from the folders given by --teacher-weights and --student-weights."""
+from what --teacher and --student-weights name."""
 
 
 def run_command(arguments: list[str]) -> None:
@@ -23,12 +24,18 @@ def run_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import run
         from hd_trainer.run_options import parse_settings
     options = parse_settings("run", arguments)
-    run(
-        options.settings,
-        options.out,
-        teacher_weights=options.teacher_weights,
-        student_weights=options.student_weights,
-    )
+    if options.dry_run:
+        return _print_plan(options.settings, options.out, student_weights=options.student_weights)
+    run(options.settings, options.out, student_weights=options.student_weights)
+
+
+def new_command(arguments: list[str]) -> None:
+    with signals.held():
+        from hd_trainer.options import NewOptions, parse
+    options = parse(NewOptions, arguments, "hdistill new")
+    with signals.held():
+        from hd_trainer.new_recipe import new_recipe
+    print(new_recipe(**vars(options)))
 
 
 def train_command(arguments: list[str]) -> None:
@@ -46,10 +53,12 @@ def train_command(arguments: list[str]) -> None:
         from hd_trainer.pipeline import check, context_of, train_stage
         from hd_trainer.run_options import parse_settings
     options = parse_settings(f"train {arguments[0]}", arguments[1:])
+    if options.dry_run:
+        stages, given = (arguments[0],), options.student_weights
+        return _print_plan(options.settings, options.out, stages=stages, student_weights=given)
     context = context_of(options.settings)
-    given = {"teacher_weights": options.teacher_weights, "student_weights": options.student_weights}
-    check(options.settings, context, **given)
-    train_stage(arguments[0], options.settings, context, options.out, **given)
+    check(options.settings, context, options.student_weights)
+    train_stage(arguments[0], options.settings, context, options.out, student_weights=options.student_weights)
 
 
 def sample_command(arguments: list[str]) -> None:
@@ -86,14 +95,48 @@ def report_command(arguments: list[str]) -> None:
 
 
 def list_command(arguments: list[str]) -> None:
-    if arguments[-1:] and arguments[-1] in HELP_FLAGS:
-        print("usage: hdistill list data\n\nWhat --data takes, with a line for each.")
+    if arguments[-1:] and arguments[-1] in HELP_FLAGS and arguments[0] != "layers":  # which has options of its own
+        lines = "".join(f"  hdistill list {name:10s} {one.line}\n" for name, one in LISTS.items())
+        print(f"usage: hdistill list {{{','.join(LISTS)}}}\n\n{lines}", end="")
         return
-    if arguments != ["data"]:
-        raise UserError(f"hdistill list shows: data; got {' '.join(arguments) or 'nothing'}")
+    if not arguments or arguments[0] not in LISTS:
+        raise UserError(f"hdistill list shows: {', '.join(LISTS)}; got {' '.join(arguments) or 'nothing'}")
+    LISTS[arguments[0]].do(arguments[1:])
+
+
+def list_data(arguments: list[str]) -> None:
+    _none_of(arguments, "data")
     with signals.held():
         from hd_trainer.data import SOURCES
     print("".join(f"  {name:19s} {line}\n" for name, line in SOURCES.items()), end="")
+
+
+def list_recipes(arguments: list[str]) -> None:
+    _none_of(arguments, "recipes")
+    print(recipes_help(), end="")
+    print(f"  {'FILE.py':12s} a function of yours, FILE.py:FUNCTION; `hdistill new NAME --data DATA` writes one")
+    print(f"  {'recipe.json':12s} of a run's folder: that run again, exactly")
+
+
+def list_models(arguments: list[str]) -> None:
+    _none_of(arguments, "models")
+    with signals.held():
+        from hd_trainer.networks.listing import model_lines
+    print("\n".join(model_lines()))
+
+
+def list_layers(arguments: list[str]) -> None:
+    with signals.held():
+        from hd_trainer.options import LayersOptions, parse
+    options = parse(LayersOptions, arguments, "hdistill list layers")
+    with signals.held():
+        from hd_trainer.networks.listing import layer_lines
+    print("\n".join(layer_lines(options.teacher, options.data, every=options.every)))
+
+
+def _none_of(arguments: list[str], name: str) -> None:
+    if arguments:
+        raise UserError(f"hdistill list {name} takes nothing more; got {' '.join(arguments)}")
 
 
 def emoji_command(arguments: list[str]) -> None:
@@ -105,6 +148,12 @@ def emoji_command(arguments: list[str]) -> None:
     print(f"Wrote {build_emoji(options.out, options.packages)}")
 
 
+def _print_plan(*arguments: Any, **given: Any) -> None:
+    with signals.held():
+        from hd_trainer.dry_run import dry_run, format_plan
+    print(format_plan(dry_run(*arguments, **given)))
+
+
 def _print_usage(command: str) -> None:
     print(f"usage: hdistill {command} RECIPE [flags]\n\n{RECIPES_HELP}\n{recipes_help()}")
     print(f"hdistill {command} RECIPE --help lists every flag with the recipe's default.")
@@ -114,6 +163,23 @@ def recipes_help() -> str:
     from hd_trainer.recipes import list_recipes
 
     return "".join(f"  {name:12s} {line}\n" for name, line in list_recipes().items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sublist:
+    """One of ``hdistill list``'s: a line of help, and the function of what follows its name."""
+
+    line: str
+    do: Callable[[list[str]], None]
+
+
+#: By name, in the order of the help.
+LISTS = {
+    "recipes": Sublist(line="what run and train take first", do=list_recipes),
+    "data": Sublist(line="what --data takes", do=list_data),
+    "models": Sublist(line="networks by name, for --model.name and --teacher NAME:FILE", do=list_models),
+    "layers": Sublist(line="TEACHER: what --distribution.discriminator.layers can name", do=list_layers),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +196,9 @@ COMMANDS = {
     "run": Command(
         usage="RECIPE", line="train teacher, stage 1 and stage 2, evaluate, write report.html", do=run_command
     ),
+    "new": Command(
+        usage="NAME --data DATA [--teacher T]", line="write a recipe for your data, to run or to change", do=new_command
+    ),
     "train": Command(
         usage="STAGE RECIPE", line="one stage alone: teacher, trajectory or distribution", do=train_command
     ),
@@ -138,6 +207,6 @@ COMMANDS = {
         usage="PATH", line="measure a run again, or pictures --against a data set", do=evaluate_command
     ),
     "report": Command(usage="RUN", line="write a run's report.html again", do=report_command),
-    "list": Command(usage="data", line="what --data takes", do=list_command),
+    "list": Command(usage="|".join(LISTS), line="what there is of each", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),
 }

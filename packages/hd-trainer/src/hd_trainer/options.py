@@ -39,12 +39,42 @@ class SampleOptions:
     """"auto", "cpu", "cuda" ..."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NewOptions:
+    """Write a recipe file for your data: model, sizes, steps and batch by rules that stand beside them."""
+
+    name: tyro.conf.Positional[str]
+    """of the recipe, a Python name; `hdistill run NAME.py` then runs it"""
+    data: str
+    """data, as for `hdistill run`: folder:PATH, npz:FILE ...; see `hdistill list data`"""
+    teacher: str | None = None
+    """a teacher from elsewhere, as for `hdistill run`; none given: one is trained"""
+    out: Path | None = None
+    """the file to write; none given: NAME.py here"""
+    minutes: float | None = None
+    """the whole run, evaluation included; none given: 12 on a CPU, 60 on a GPU"""
+    device: str = "auto"
+    """the machine that it is for: "auto", "cpu", "cuda" ..."""
+
+
 @dataclass(frozen=True)
 class FolderOptions:
     """A run's folder."""
 
     folder: tyro.conf.Positional[Path]
     """made by `hdistill run`, e.g. runs/digits"""
+
+
+@dataclass(frozen=True)
+class LayersOptions:
+    """Names of a teacher's modules that the discriminator can look at."""
+
+    teacher: tyro.conf.Positional[str]
+    """as after --teacher: FOLDER, sit_xl_2:FILE, a folder or hub id of diffusers, or file.py:function"""
+    data: str | None = None
+    """as after --data, for a teacher that needs conditions such as a prompt; none given: noise, and class 0"""
+    every: bool = False
+    """all modules, not the outer ones alone"""
 
 
 @dataclass(frozen=True)

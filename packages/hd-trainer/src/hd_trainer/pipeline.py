@@ -17,13 +17,14 @@ from hd_trainer.context import Context, make_context
 from hd_trainer.engine import loop
 from hd_trainer.errors import UserError
 from hd_trainer.files import is_number, make_folder, read_json
-from hd_trainer.networks import fresh_network, load_network
+from hd_trainer.memory import check_memory
+from hd_trainer.networks import check_student, fresh_network, guided, load_network, load_teacher
 from hd_trainer.report import write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
 from hd_trainer.settings import Settings
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.alarms import alarms_of
-from hd_trainer.stages.discriminator import tap_layers
+from hd_trainer.stages.discriminator import check_layers, tap_layers
 
 
 def run(
@@ -31,20 +32,24 @@ def run(
 ) -> None:
     """Train what is not trained yet, evaluate, report. The same call goes on where a stopped one left off.
 
+    With ``settings.teacher_source`` stage "teacher" is left out.
+
     Args:
-        teacher_weights: folder of a teacher; stage "teacher" is then left out.
+        teacher_weights: a folder, in place of ``settings.teacher_source``.
         student_weights: folder of a student that stage "distribution" starts from; stage "trajectory" is then left out.
 
     Raises:
         UserError: for a folder that cannot be written or was made with other settings; see also each part.
     """
     began = time.perf_counter()
+    if teacher_weights is not None:
+        settings = dataclasses.replace(settings, teacher_source=str(teacher_weights))
     context = context_of(settings)
-    given = {"teacher": teacher_weights, "trajectory": student_weights}
-    check(settings, context, teacher_weights, student_weights)
+    check(settings, context, student_weights)
+    given = {"teacher": settings.teacher_source, "trajectory": student_weights}
     for stage in STAGES:
         if given.get(stage) is None:
-            train_stage(stage, settings, context, out, teacher_weights=teacher_weights, student_weights=student_weights)
+            train_stage(stage, settings, context, out, student_weights=student_weights)
     evaluate(settings, context, out)
     report = write_report(settings, context, out)
     for stage in STAGES:
@@ -58,63 +63,61 @@ def context_of(settings: Settings) -> Context:
     return make_context(settings.data, device=settings.device, precision=settings.precision, seed=settings.seed)
 
 
-def check(
-    settings: Settings, context: Context, teacher_weights: Path | None = None, student_weights: Path | None = None
-) -> None:
+def check(settings: Settings, context: Context, student_weights: Path | None = None) -> None:
     """Find out what the settings' own checks cannot know, before anything is written or trained.
 
     Raises:
-        UserError: for an impossible network, weights that are missing or do not fit the data, or discriminator layers
-            that the teacher lacks.
+        UserError: for an impossible network, one that does not fit into the memory, a teacher or weights that are
+            missing or do not fit the data, a teacher of which no student can be made, guidance that it cannot give, or
+            discriminator layers that it lacks.
     """
-    if teacher_weights is None:
+    check_memory(settings, context)
+    if settings.teacher_source is None:
         network = fresh_network(settings.model, context)
+        tap_layers(settings.distribution.discriminator, network)
     else:
-        network = load_network(teacher_weights, context.data, context.device)
-    tap_layers(settings.distribution.discriminator, network)
+        network = load_teacher(settings.teacher_source, context.data, context.device)
+        check_layers(settings.distribution.discriminator, context, network)
+        stage = settings.trajectory
+        check_student(network, context, stage.interval_at, stage.meanflow.derivative)
+        for guidance in (stage.guidance, settings.distribution.guidance, settings.evaluation.guidance):
+            guided(network, guidance, context.data.null)
     evaluation.check_extractors(settings.evaluation.extractors, context.data)
     if student_weights is not None:
         load_network(student_weights, context.data, context.device)
 
 
 def train_stage(
-    stage: str,
-    settings: Settings,
-    context: Context,
-    out: Path,
-    *,
-    teacher_weights: Path | None = None,
-    student_weights: Path | None = None,
+    stage: str, settings: Settings, context: Context, out: Path, *, student_weights: Path | None = None
 ) -> None:
     """Train one stage into ``out/<stage>``.
 
-    Nothing is written before the weights it needs are read and the folder is found to be this run's.
+    Nothing is written before the weights it needs are read and the folder is found to be this run's. The teacher is
+    ``settings.teacher_source``; None: ``out/teacher``.
 
     Args:
         stage: "teacher", "trajectory" or "distribution".
-        teacher_weights: folder of the teacher; None: ``out/teacher``.
         student_weights: folder of what stage "distribution" starts from; None: ``out/trajectory``.
 
     Raises:
-        UserError: for an unknown stage, missing weights, or a folder that holds another run.
+        UserError: for an unknown stage, missing weights, a teacher to be trained though one is given, or a folder that
+            holds another run.
     """
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
-    given = {"teacher": teacher_weights, "student": student_weights}
+    if stage == "teacher" and settings.teacher_source is not None:
+        raise UserError(f"a teacher is given ({settings.teacher_source}): there is none to train; leave --teacher out")
+    given: dict[str, str | Path | None] = {"teacher": settings.teacher_source, "student": student_weights}
     needed = {"teacher": (), "trajectory": ("teacher",), "distribution": ("teacher", "student")}[stage]
     own = {"teacher": out / "teacher", "student": out / "trajectory"}
     sources = {name: given[name] or own[name] for name in needed}
 
     def read(name: str) -> nn.Module:
-        return load_network(sources[name], context.data, context.device)
+        load = load_teacher if name == "teacher" and given[name] else load_network
+        return load(sources[name], context.data, context.device)
 
-    prepare: dict[str, Callable[[], loop.Task]] = {
-        "teacher": lambda: teacher.prepare(settings.teacher, context, fresh_network(settings.model, context)),
-        "trajectory": lambda: trajectory.prepare(settings.trajectory, context, read("teacher")),
-        "distribution": lambda: distribution.prepare(settings.distribution, context, read("teacher"), read("student")),
-    }
-    task = prepare[stage]()
-    brought = {name: folder for name in needed if (folder := given[name]) is not None}
+    task = prepare(stage, settings, context, read)
+    brought = {name: place for name in needed if (place := given[name]) is not None}
     check_sources(out, brought)
     check_sources(out / stage, sources)
     claim(settings, out)
@@ -122,6 +125,15 @@ def train_stage(
         note_sources(out, brought)
     note_sources(make_folder(out / stage), sources)
     loop.train(task, out / stage, settings.loop, context.writers)
+
+
+def prepare(stage: str, settings: Settings, context: Context, read: Callable[[str], nn.Module]) -> loop.Task:
+    """The stage's task; ``read`` gives the networks it starts from, "teacher" and "student"."""
+    if stage == "teacher":
+        return teacher.prepare(settings.teacher, context, fresh_network(settings.model, context))
+    if stage == "trajectory":
+        return trajectory.prepare(settings.trajectory, context, read("teacher"))
+    return distribution.prepare(settings.distribution, context, read("teacher"), read("student"))
 
 
 def evaluate(settings: Settings, context: Context, out: Path) -> list[evaluation.Row]:

@@ -10,7 +10,7 @@ from hd_trainer.engine.checkpoint import complete_checkpoints
 from hd_trainer.engine.loop import DONE
 from hd_trainer.errors import UserError
 from hd_trainer.files import make_folder, read_json, remove_incomplete, write_json
-from hd_trainer.networks import CONFIG, weights_digest
+from hd_trainer.networks import CONFIG, is_folder_of_ours, resolve, source_digest
 from hd_trainer.settings import Settings, differences, settings_from_json, to_json
 from hd_trainer.stages import STAGES
 
@@ -18,6 +18,8 @@ RECIPE, SOURCES = "recipe.json", "sources.json"
 
 #: What may differ between two calls for one run: where it computes, and how it is measured.
 MAY_DIFFER = ("device", "evaluation.")
+#: As well where a teacher is given: its hash is held in sources.json, and its folder may have another name today.
+WITH_A_TEACHER = ("teacher_source",)
 
 
 def make_run_folder(out: Path) -> None:
@@ -37,19 +39,24 @@ def claim(settings: Settings, out: Path) -> None:
         UserError: for a folder that cannot be written, or holds another run.
     """
     make_run_folder(out)
-    path, ours = out / RECIPE, to_json(settings)
-    if path.exists():
-        _refuse_unfinished_of_another_format(out)
-        # As this version reads them: a setting that is younger than the run has its default.
-        found = differences(ours, to_json(read_settings(out)))
-        found = [line for line in found if not line.startswith(MAY_DIFFER)]
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise UserError(
-                f"{out} holds a run with other settings ({'; '.join(found[:3])}{more}); "
-                "choose another --out or remove it"
-            )
-    write_json(path, ours)
+    check_claim(settings, out)
+    write_json(out / RECIPE, to_json(settings))
+
+
+def check_claim(settings: Settings, out: Path) -> None:
+    """Raises UserError if the folder holds a run with other settings; writes nothing."""
+    if not (out / RECIPE).exists():
+        return
+    _refuse_unfinished_of_another_format(out)
+    # As this version reads them: a setting that is younger than the run has its default.
+    found = differences(to_json(settings), to_json(read_settings(out)))
+    given = settings.teacher_source is not None
+    found = [line for line in found if not line.startswith((*MAY_DIFFER, *WITH_A_TEACHER * given))]
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(
+            f"{out} holds a run with other settings ({'; '.join(found[:3])}{more}); choose another --out or remove it"
+        )
 
 
 def _refuse_unfinished_of_another_format(out: Path) -> None:
@@ -74,12 +81,12 @@ def read_settings(out: Path) -> Settings:
     return settings_from_json(read_json(out / RECIPE), str(out / RECIPE))
 
 
-def check_sources(folder: Path, sources: dict[str, Path]) -> None:
+def check_sources(folder: Path, sources: dict[str, str | Path]) -> None:
     """Raises UserError if the folder was begun from other weights: going on would mix two runs."""
     _sources(folder, sources)
 
 
-def note_sources(folder: Path, sources: dict[str, Path]) -> None:
+def note_sources(folder: Path, sources: dict[str, str | Path]) -> None:
     """Note in ``folder/sources.json`` which weights it starts from, by their hash.
 
     Raises:
@@ -90,23 +97,27 @@ def note_sources(folder: Path, sources: dict[str, Path]) -> None:
         write_json(folder / SOURCES, {**noted, **found})
 
 
-def _sources(folder: Path, sources: dict[str, Path]) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
-    """What is noted in a folder and what is there now, folder and hash by name, where they do not contradict."""
-    found = {
-        name: {"folder": str(source.resolve()), "sha256": weights_digest(source)} for name, source in sources.items()
-    }
+def _sources(
+    folder: Path, sources: dict[str, str | Path]
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """What is noted in a folder and what is there now, place and hash by name, where they do not contradict."""
+    found = {}
+    for name, source in sources.items():
+        place = resolve(source)
+        kind = "folder" if is_folder_of_ours(place) else "source"
+        found[name] = {kind: place, "sha256": source_digest(source)}
     noted = _read_sources(folder)
     for name in found.keys() & noted.keys():
         if noted[name]["sha256"] != found[name]["sha256"]:
+            place = found[name].get("folder") or found[name]["source"]
             raise UserError(
-                f"{folder} was begun from another {name} than the one in {found[name]['folder']}; "
-                "choose another --out or remove it"
+                f"{folder} was begun from another {name} than the one in {place}; choose another --out or remove it"
             )
     return noted, found
 
 
 def _read_sources(folder: Path) -> dict[str, dict[str, str]]:
-    """Folder and hash by name, as :func:`note_sources` wrote them; empty where there is no such file.
+    """Folder or source, and hash, by name, as :func:`note_sources` wrote them; empty where there is no such file.
 
     Raises:
         UserError: if it is not of that form.
@@ -114,22 +125,25 @@ def _read_sources(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / SOURCES
     noted = read_json(path) if path.exists() else {}
     for name, entry in noted.items():
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("folder", "sha256")):
+        place = (entry.get("folder") or entry.get("source")) if isinstance(entry, dict) else None
+        if not isinstance(place, str) or not isinstance(entry.get("sha256"), str):
             raise UserError(f"{path} does not hold folder and sha256 of {name[:60]!a}; remove it and run again")
         try:
-            Path(entry["folder"]).is_dir()
+            Path(place).is_dir()
         except (OSError, ValueError) as error:  # too long, or no text that a file system takes
             raise UserError(f"{path} names an impossible folder for {name[:60]!a}; remove it and run again") from error
     return noted
 
 
-def brought(out: Path) -> dict[str, Path]:
-    """The folders of weights that a run was given, by "teacher" and "student"; empty where it trained its own."""
+def brought(out: Path) -> dict[str, str]:
+    """Where the weights that a run was given are, by "teacher" and "student"; empty where it trained its own."""
     noted = _read_sources(out)
-    return {name: Path(noted[name]["folder"]) for name in ("teacher", "student") if name in noted}
+    return {
+        name: noted[name].get("folder") or noted[name]["source"] for name in ("teacher", "student") if name in noted
+    }
 
 
-def stage_folders(out: Path) -> dict[str, Path]:
+def stage_folders(out: Path) -> dict[str, str | Path]:
     """Where the weights of each stage of a run are: trained here, or brought from elsewhere; finished ones alone.
 
     Raises:
@@ -141,7 +155,7 @@ def stage_folders(out: Path) -> dict[str, Path]:
     return found
 
 
-def _stage_folders(out: Path) -> Iterator[tuple[str, Path]]:
+def _stage_folders(out: Path) -> Iterator[tuple[str, str | Path]]:
     given = brought(out)
     for stage, source in zip(STAGES, ("teacher", "student", ""), strict=True):
         if (out / stage / CONFIG).exists():
@@ -150,7 +164,7 @@ def _stage_folders(out: Path) -> Iterator[tuple[str, Path]]:
             yield stage, given[source]
 
 
-def last_stage(folder: Path) -> Path:
+def last_stage(folder: Path) -> str | Path:
     """The folder itself if it holds a network's weights; of a run's folder its last finished stage.
 
     Raises:

@@ -77,8 +77,14 @@ def sample(
     # Long work is done in small parts, so that the bar can tell how long it will take.
     batch = max(10, min(250, 50_000 // calls))
     bar = tqdm(total=count, desc="sampling", unit="image", disable=count <= batch)
-    images = in_batches(draw, noise, wanted, batch, bar.update)
-    bar.close()
+    try:
+        images = in_batches(draw, noise, wanted, batch, bar.update)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the network in {folder} is not sampled by labels alone: {' '.join(str(error).split())}"
+        ) from error
+    finally:
+        bar.close()
     if not bool(torch.isfinite(images).all()):
         raise UserError(f"the network in {folder} has diverged: its samples are not finite; train it again")
     save_grid(images, out)

@@ -39,6 +39,9 @@ class Settings:
     """"auto", "cpu", "cuda", "cuda:1" ..."""
     precision: Precision = "auto"
     """bf16 autocast, fp32, or auto: bf16 where the hardware has it"""
+    teacher_source: Annotated[str | None, tyro.conf.arg(name="teacher", metavar="SOURCE")] = None
+    """a teacher that is trained already: FOLDER, sit_xl_2:FILE, a folder or hub id of diffusers, or file.py:function
+    (see docs/teachers.md); stage "teacher" is then left out, and the model's settings are not used"""
     model: ModelSettings = field(default_factory=ModelSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
     teacher: TeacherSettings
@@ -49,6 +52,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_choice("precision", self.precision, Precision)
+        if self.teacher_source == "":
+            raise UserError("teacher_source must name a teacher, or be left out; got an empty text")
 
 
 def to_json(settings: Settings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,19 @@ def load_function(text: str, default: str) -> Callable[..., Any]:
     name = name or default
     if not Path(path).is_file():
         raise UserError(f"no file {path}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"_of_user_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    if (folder := str(Path(path).resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # what lies beside the file can be imported, now and when the function is called
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and its like too: it is no word of ours
+        raise UserError(f"{path} cannot be imported: {_said(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         found = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
@@ -48,10 +54,19 @@ def call(function: Callable[..., Any], text: str, kind: type) -> Any:
     """
     try:
         value = function()
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{text} raised {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise UserError(f"{text} raised {_said(error)}") from error
     if not isinstance(value, kind):
         raise UserError(f"{text} must return {kind.__module__}.{kind.__name__}; got {type(value).__name__}")
     return value
+
+
+def _said(error: BaseException) -> str:
+    """What an error of a user's code says, cut where it is long."""
+    try:
+        text = str(error)
+    except Exception:  # it is their code as well
+        text = ""
+    return f"{type(error).__name__}: {text[:300]}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import re
 
+from hd_trainer.checks import short
 from hd_trainer.data.arrays import images_from_arrays
 from hd_trainer.data.byte_images import ByteImages, images_from_bytes
-from hd_trainer.data.dataset import Batch, Dataset, InMemory, Split, grid_conditions, pictures, read_all
+from hd_trainer.data.dataset import Batch, Dataset, InMemory, Split, grid_conditions, pictures, read_all, without_labels
 from hd_trainer.data.digits import load_digits
 from hd_trainer.errors import UserError
 from hd_trainer.user_code import call, is_function, load_function
@@ -26,6 +27,7 @@ __all__ = [
     "load_digits",
     "pictures",
     "read_all",
+    "without_labels",
 ]
 
 #: What can be asked for. The loaders of those that take a place are imported when they are.
@@ -43,11 +45,30 @@ SOURCES = {
 def load_data(name: str) -> Dataset:
     """A data set by one of the names of :data:`SOURCES`.
 
-    ``path/to/file.py:function`` is called; the function's name is ``data`` if not given.
+    ``path/to/file.py:function`` is called; the function's name is ``data`` if not given. The option ``labels=false``,
+    which all kinds have, leaves the classes out: ``digits?labels=false``.
 
     Raises:
         UserError: for an unknown name, or whatever is wrong with what it names, in one line.
     """
+    name, labels = _labels_option(name)
+    dataset = _load(name)
+    return dataset if labels else without_labels(dataset)
+
+
+def _labels_option(name: str) -> tuple[str, bool]:
+    """(the name without the option ``labels``, its value)."""
+    found = re.search(r"[?&]labels=([^&]*)", name)
+    if found is None:
+        return name, True
+    if found[1] not in ("true", "false"):
+        raise UserError(f"{name}: labels must be true or false; got {short(found[1])}")
+    before, after = name[: found.start()], name[found.end() :]
+    # What follows the first option is the first one now.
+    return before + ("?" + after[1:] if found[0].startswith("?") and after else after), found[1] == "true"
+
+
+def _load(name: str) -> Dataset:
     if is_function(name):
         dataset: Dataset = call(load_function(name, default="data"), name, Dataset)
         return dataset

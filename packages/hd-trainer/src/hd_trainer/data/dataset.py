@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -130,6 +131,47 @@ class Dataset:
     def holds_images(self) -> bool:
         """Whether the samples are images themselves, grey or in colour, rather than latents."""
         return self.decode is None and self.shape[0] in (1, 3)
+
+
+class Unlabelled:
+    """A split without its condition ``labels``; see :func:`without_labels`."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getattr__(self, name: str) -> Any:
+        """What some splits have beside the contract."""
+        if name not in ("are_all_alike", "captions", "unflipped"):
+            raise AttributeError(name)
+        found = getattr(self.split, name)
+        return Unlabelled(found) if name == "unflipped" else found
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def read(self, index: Tensor) -> Batch:
+        """See :class:`Split`."""
+        batch = self.split.read(index)
+        return Batch(x=batch.x, cond=_not_labels(batch.cond))
+
+    def cond(self, index: Tensor) -> dict[str, Tensor]:
+        """See :class:`Split`."""
+        return _not_labels(self.split.cond(index))
+
+
+def without_labels(data: Dataset) -> Dataset:
+    """The same samples without classes, for networks that take none; other conditions stay."""
+    return dataclasses.replace(
+        data,
+        train=Unlabelled(data.train),
+        held_out=Unlabelled(data.held_out),
+        classes=(),
+        null=_not_labels(data.null),
+    )
+
+
+def _not_labels(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "labels"}
 
 
 def pictures(data: Dataset, samples: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from hd_trainer.data.source import (
     tell_left_out,
 )
 from hd_trainer.data.workers import decode_files
+from hd_trainer.engine.parallel import total_memory
 from hd_trainer.errors import UserError
 
 OPTIONS = {"size": a_size, "channels": channels, "flip": a_switch, "held_out": a_share}
@@ -78,7 +80,7 @@ def find_pictures(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """
     try:
         beside = sorted((path for path in root.iterdir() if _is_picture(path)), key=os.fspath)
-        folders = sorted((path for path in root.iterdir() if path.is_dir() and not _is_hidden(path)), key=os.fspath)
+        folders = sorted((path for path in root.iterdir() if _is_class(path)), key=os.fspath)
         inside = {folder.name: found for folder in folders if (found := list(_below(folder)))}
     except OSError as error:
         raise UserError(f"{root} cannot be read: {error.strerror or error}") from error
@@ -103,10 +105,12 @@ def find_pictures(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
 def decode_here(root: Path, files: list[Path], size: int | None, channels: int | None) -> Pictures:
     """Decode in this process, into memory."""
     shape, unreadable = _shape(root, files, size, channels)
-    try:
-        pixels = np.zeros((len(files), *shape), np.uint8)
-    except (MemoryError, ValueError) as error:
-        raise UserError(f"{len(files)} pictures of {shape[1]}x{shape[0]} do not fit: choose ?size=...") from error
+    total = total_memory(torch.device("cpu"))
+    if total is not None and len(files) * math.prod(shape) > total:
+        raise UserError(
+            f"{len(files)} pictures of {shape[1]}x{shape[0]} do not fit into the memory: choose a smaller ?size="
+        )
+    pixels = np.zeros((len(files), *shape), np.uint8)
     for row, file in enumerate(files):
         if row in unreadable:
             continue
@@ -173,6 +177,14 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _is_picture(path: Path) -> bool:
     return not _is_hidden(path) and path.suffix.lower() in decoding.suffixes() and path.is_file()
+
+
+def _is_class(path: Path) -> bool:
+    """Whether it is a folder, or a link to one that does not hold it: that would hold every picture once more."""
+    if not path.is_dir() or _is_hidden(path):
+        return False
+    holder = path.parent.resolve()
+    return path.resolve() not in (holder, *holder.parents)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -45,3 +45,13 @@ def synchronise(device: torch.device) -> None:
     """Wait for the device, so that a clock can be read."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of the device's memory, or of the machine's for the CPU; None where it cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return None

@@ -62,7 +62,7 @@ def load_recipe(name: str, *, smoke: bool = False) -> Settings:
         UserError: for an unknown name, with the nearest known one, or what a user's function did wrong.
     """
     from hd_trainer.files import read_json
-    from hd_trainer.settings import Settings, settings_from_json
+    from hd_trainer.settings import Settings, settings_from_json, to_json
 
     if name.endswith(".json"):
         if smoke:
@@ -72,10 +72,13 @@ def load_recipe(name: str, *, smoke: bool = False) -> Settings:
         path, _, _ = name.partition(":")
         wanted = f"{path}:smoke" if smoke else name
         found: Settings = call(load_function(wanted, default="recipe"), wanted, Settings)
+        settings_from_json(to_json(found), wanted)  # what a dataclass takes without a word, such as data=None
         return found
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
+        if (Path(name) / "recipe.json").is_file():
+            hint = f" (did you mean {Path(name) / 'recipe.json'}?)"
         raise UserError(
             f"unknown recipe {name!r}{hint}; known: {', '.join(RECIPES)}, or a file (recipe.py:function, recipe.json)"
         )

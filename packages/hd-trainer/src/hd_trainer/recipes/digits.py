@@ -14,6 +14,9 @@ from hd_trainer.stages.distribution import DistributionSettings
 from hd_trainer.stages.teacher import TeacherSettings
 from hd_trainer.stages.trajectory import TrajectorySettings
 
+#: Blocks of dit_nano_2 that the discriminator sees: the middle and the last.
+LAYERS = ("blocks.1", "blocks.3")
+
 #: One-step sampling alone is asked of the student, so half of its intervals are (0, 1).
 TIMES = LogitNormalTimes(interval_share=0.5, endpoint_share=0.5)
 
@@ -36,6 +39,7 @@ def digits() -> Settings:
             # The fake score learns twice as fast as the student: it has to keep up with it.
             fake_score_optimizer=OptimizerSettings(lr=2e-3, warmup=20, schedule="constant"),
             discriminator=DiscriminatorSettings(
+                layers=LAYERS,
                 # Above t = 0.7 an 8x8 digit cannot be told from another; larger weights cost recall.
                 noise_levels=UniformLevels(low=0.02, high=0.7),
                 gan_weight=0.05,
@@ -56,6 +60,8 @@ def digits_smoke() -> Settings:
         loop=LoopSettings(log_every=5, checkpoint_every=20),
         teacher=TeacherSettings(steps=40, batch=32),
         trajectory=TrajectorySettings(steps=30, batch=32, times=TIMES),
-        distribution=DistributionSettings(steps=30, batch=32, student_update_every=3),
+        distribution=DistributionSettings(
+            steps=30, batch=32, student_update_every=3, discriminator=DiscriminatorSettings(layers=LAYERS)
+        ),
         evaluation=EvaluationSettings(samples=100, teacher_steps=(1, 4, 50), timing_repeats=2),
     )

@@ -33,6 +33,7 @@ def fashion() -> Settings:
             optimizer=OptimizerSettings(lr=3e-4, warmup=20),
             fake_score_optimizer=OptimizerSettings(lr=6e-4, warmup=20, schedule="constant"),
             discriminator=DiscriminatorSettings(
+                layers=("blocks.1", "blocks.3"),
                 noise_levels=UniformLevels(low=0.02, high=0.7),
                 gan_weight=0.01,
                 optimizer=OptimizerSettings(lr=1e-3, betas=(0.0, 0.99), warmup=20, schedule="constant"),

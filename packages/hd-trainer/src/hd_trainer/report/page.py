@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,10 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
     return out / REPORT
 
 
-def command_line(settings: Settings, weights: dict[str, Path]) -> str:
+def command_line(settings: Settings, weights: dict[str, str]) -> str:
     """The command that makes this run: the recipe, the weights brought to it, a flag for every setting that differs."""
-    sources = [f"--{name}-weights {folder}" for name, folder in weights.items()]
+    flags_of = {"teacher": "--teacher", "student": "--student-weights"}
+    sources = [f"{flags_of[name]} {shlex.quote(place)}" for name, place in weights.items()]
     candidates: list[list[str]] = []
     for smoke in (False, True):
         try:
@@ -120,7 +122,7 @@ def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> 
             other = recipe[name] if isinstance(recipe[name], dict) else {}
             # One of several classes of settings is the recipe's choice: no flag changes it.
             found += _changed(value, other, below) if value.get(KIND) == other.get(KIND) else []
-        elif value != recipe.get(name) and prefix + name != "recipe":
+        elif value != recipe.get(name) and prefix + name not in ("recipe", "teacher_source"):
             found.append((prefix + name, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return found
 

@@ -17,6 +17,7 @@ from hd_awd import (
     DiscriminatorConfig,
     FeatureTap,
     approximate_r1,
+    default_layers,
     discriminator_loss,
 )
 from hd_dmd import KarrasLevels, LogitNormalLevels, UniformLevels
@@ -24,6 +25,7 @@ from hd_meanflow import interpolate
 from hd_trainer.checks import check_choice, check_number, check_whole
 from hd_trainer.context import Context
 from hd_trainer.earlier import upgrade_discriminator
+from hd_trainer.engine import draws
 from hd_trainer.engine.draws import seeded
 from hd_trainer.engine.optimizer import Optimizer, OptimizerSettings
 from hd_trainer.errors import UserError
@@ -47,8 +49,8 @@ class DiscriminatorSettings:
     """adversarial loss"""
     network: Annotated[DiscriminatorConfig, tyro.conf.arg(name="")] = field(default_factory=DiscriminatorConfig)
     """pooling and sizes"""
-    layers: tuple[str, ...] = ("blocks.1", "blocks.3")
-    """modules of the teacher whose outputs the discriminator sees"""
+    layers: tuple[str, ...] = ()
+    """modules of the teacher whose outputs the discriminator sees; none given: evenly spaced blocks, at most four"""
     r1_weight: float = 0.0
     """weight of approximate R1 on real images; 0 is none"""
     r1_std: float = 0.05
@@ -68,8 +70,6 @@ class DiscriminatorSettings:
         check_whole(high=65536, hidden=network.hidden)
         check_number(above=True, high=1.0, eps=network.eps)
         check_number(above=True, r1_std=self.r1_std)
-        if not self.layers:
-            raise UserError("layers must name at least one module of the teacher; got none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +96,38 @@ class Judge:
 
 
 def tap_layers(settings: DiscriminatorSettings, teacher: nn.Module) -> FeatureTap:
-    """The tap on the teacher's layers.
+    """The tap on the teacher's layers: those that the settings name, else hd_awd.default_layers.
 
     Raises:
-        UserError: if the teacher lacks one of them.
+        UserError: if the teacher lacks one of them, or no blocks are found in it.
     """
     try:
-        return FeatureTap(teacher, inner_layers(teacher, settings.layers))
+        return FeatureTap(teacher, inner_layers(teacher, settings.layers) or default_layers(teacher))
     except ValueError as error:
-        raise UserError(f"discriminator.layers: {error}") from error
+        advice = "; give --distribution.discriminator.layers without a name for evenly spaced blocks"
+        advice = advice if settings.layers else ""
+        raise UserError(f"discriminator.layers: {error}{advice}") from error
+
+
+@torch.no_grad()
+def check_layers(settings: DiscriminatorSettings, context: Context, teacher: nn.Module) -> None:
+    """Raises UserError if the teacher lacks a layer, or what one puts out are no features or the same for all samples.
+
+    The last is so of the layers of a time embedding.
+    """
+    tap = tap_layers(settings, teacher)
+    x = draws.picture_noise(context.data.shape, 0, 2, context.device)
+    cond = context.data.train.read(torch.zeros(2, dtype=torch.long)).to(context.device).cond
+    try:
+        features = tap(x, x.new_full((2,), 0.5), **cond)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"discriminator.layers: {' '.join(str(error).split())[:300]}") from error
+    for name, feature in zip(tap.names, features, strict=True):
+        if torch.equal(feature[0], feature[1]):
+            raise UserError(
+                f"discriminator.layers: {name} puts out the same for two different samples; name other modules "
+                "(see hdistill list layers)"
+            )
 
 
 def prepare_judge(settings: DiscriminatorSettings, context: Context, teacher: nn.Module) -> Judge:
@@ -156,7 +179,7 @@ def save_discriminator(judge: Judge, folder: Path) -> None:
     facts = {
         "widths": list(judge.discriminator.widths),
         "network": dataclasses.asdict(settings.network),
-        "layers": list(settings.layers),
+        "layers": list(settings.layers or judge.tap.names),
         "noise_levels": dataclasses.asdict(settings.noise_levels),
     }
     write_json(folder / FACTS, facts)

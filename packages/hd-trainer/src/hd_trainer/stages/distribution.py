@@ -93,7 +93,7 @@ def prepare(settings: DistributionSettings, context: Context, teacher: nn.Module
     networks = Networks(
         student=student,
         average=average_of(student),
-        fake_score=average_of(teacher).requires_grad_(True).train(),
+        fake_score=average_of(teacher).requires_grad_(True),
         teacher=teacher,
         real_score=guided(teacher, settings.guidance, context.data.null),
         judge=prepare_judge(settings.discriminator, context, teacher),

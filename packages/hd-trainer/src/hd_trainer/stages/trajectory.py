@@ -40,6 +40,9 @@ class TrajectorySettings:
     """the loss; its times are the ones above"""
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     """of the teacher's velocity"""
+    interval_at: tuple[str, ...] = ()
+    """modules of a teacher from elsewhere to whose output the embedding of (t - r) is added; none given: the
+    network's own place, or the module with a usual name (time_embedding, t_embedder ...)"""
 
     def __post_init__(self) -> None:
         check_steps(steps=self.steps)
@@ -51,7 +54,7 @@ class TrajectorySettings:
 
 def prepare(settings: TrajectorySettings, context: Context, teacher: nn.Module) -> Task:
     """The task that distils ``teacher`` (frozen) into a student that starts as its exact copy."""
-    student = make_student(teacher, context.seed)
+    student = make_student(teacher, context.seed, settings.interval_at)
     average = average_of(student)
     optimizer = Optimizer(student, settings.optimizer, settings.steps)
     real = guided(teacher, settings.guidance, context.data.null)

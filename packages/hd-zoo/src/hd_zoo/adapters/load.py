@@ -68,7 +68,7 @@ def from_diffusers(
         name = _read(part / CONFIG).get("_class_name")
         if name not in MODELS:
             raise ValueError(f"{part / CONFIG} is of a {name}; those that convert are {', '.join(MODELS)}")
-        settings = read_scheduler(folder / "scheduler" if scheduler is None else scheduler)
+        settings = read_scheduler(folder if scheduler is None else scheduler)
         model = getattr(diffusers, name).from_pretrained(part, torch_dtype=dtype, **options)
     return velocity_field(model, settings).eval().requires_grad_(False)
 
@@ -185,6 +185,6 @@ def _local(source: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"there is no folder {folder}")
     from huggingface_hub import snapshot_download
 
-    patterns = [INDEX, CONFIG, "*.safetensors*", "scheduler/*"]
+    patterns = [INDEX, CONFIG, SCHEDULER, "*.safetensors*", "scheduler/*"]
     patterns += [f"{name}/{what}" for name in SUBFOLDERS for what in ("*.json", "*.safetensors*")]
     return Path(snapshot_download(source, allow_patterns=patterns))

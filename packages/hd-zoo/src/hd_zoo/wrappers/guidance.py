@@ -61,9 +61,13 @@ class Guidance(Wrapper):
         """Shapes as in :class:`hd_zoo.Field`. Conditional and unconditional parts run as one batch of 2 B."""
         self._check(x, cond)
         if self.scale == 1:
-            return self.field(x, t, r, **cond)
-        both = self.field(*self._doubled(x, t, r), **self._doubled_conditions(cond))
+            return self._ask(x, t, r, cond)
+        both = self._ask(*self._doubled(x, t, r), self._doubled_conditions(cond))
         return self._guided(both, t)
+
+    def _ask(self, x: Tensor, t: Tensor, r: Tensor | None, cond: dict[str, Any]) -> Tensor:
+        """The field's answer. It is not shown an r that was not given: a teacher need not have the argument."""
+        return self.field(x, t, **cond) if r is None else self.field(x, t, r, **cond)
 
     def with_variance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """As ``field.with_variance``: the guided velocity, and the conditional part's variance."""
