@@ -2,8 +2,8 @@
 
     hdistill run digits --smoke --data examples/own_data.py --out runs/bars
 
-The file's function `data` is called; `--data examples/own_data.py:other` calls another. The report then shows
-pictures and losses. Distances need a network that knows the data, and only the digits have one.
+The file's function `data` is called; `--data examples/own_data.py:other` calls another. Since the data has classes, a
+small classifier is trained on them, and distances are measured in its features.
 """
 
 import dataclasses

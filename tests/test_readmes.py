@@ -22,6 +22,8 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("hd-meanflow", "hd-dmd", "hd-awd", "hd-zoo", "hd-trainer")
 READMES = ("README.md", *(f"packages/{package}/README.md" for package in PACKAGES))
+#: All pages whose commands a reader may copy.
+PAGES = (*READMES, "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 BLOCK_SECONDS = 120
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -102,7 +104,7 @@ def test_the_first_python_block_runs(readme: str, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{readme}:\n{block}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [*READMES, "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_hatch_command_exists(page: str) -> None:
     lines = [line for line in command_lines(read(page), "hatch run") if line != "hatch run"]
     assert lines or page not in ("README.md", "CONTRIBUTING.md"), f"{page} names no hatch command"
@@ -114,7 +116,7 @@ def test_every_hatch_command_exists(page: str) -> None:
         assert script in scripts, f"{page}: `{line}`: environment {environment} has no script {script}"
 
 
-@pytest.mark.parametrize("page", [*READMES, "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_hdistill_command_is_understood(page: str) -> None:
     for line in command_lines(read(page), "hdistill"):
         words = shlex.split(line)[1:]

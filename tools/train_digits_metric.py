@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hd_trainer.data import load_digits, read_all
 from hd_trainer.engine.draws import step_indices
-from hd_trainer.evaluation.extractors import DigitsClassifier, extract
+from hd_trainer.evaluation.extractors.digits import DigitsClassifier
 
 WEIGHTS = Path(__file__).parents[1] / "packages/hd-trainer/src/hd_trainer/weights"
 STEPS, BATCH, SEED = 3_000, 128, 0
@@ -55,7 +55,8 @@ def main() -> None:
     accuracy = {}
     for name, split in (("train", data.train), ("held_out", data.held_out)):
         whole = read_all(split)
-        right = extract(network, whole.x)[1].argmax(dim=1) == whole.cond["labels"]
+        with torch.no_grad():
+            right = network(whole.x)[1].argmax(dim=1) == whole.cond["labels"]
         accuracy[name] = right.float().mean().item()
     content = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
     WEIGHTS.mkdir(exist_ok=True)

@@ -17,12 +17,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/results.md")
 SEEDS = ROOT / "experiments/results/digits_seeds.json"
 DISCRIMINATORS = ROOT / "experiments/results/digits_discriminator.csv"
+NOISE_LEVELS = ROOT / "experiments/results/digits_noise_levels.csv"
 STEPS = ROOT / "benchmarks/results/meanflow_step.csv"
 PICTURE = ROOT / "docs/digits.png"
 NAMES = {
     "trajectory": "**stage 1**, trajectory",
     "distribution": "**stage 2**, distribution",
     "held-out data": "held-out real data",
+    "training halves": "half of the training data, against the other",
 }
 
 
@@ -31,7 +33,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on a difference")
     parser.add_argument("--picture", type=Path, help="a finished run's folder, for docs/digits.png")
     options = parser.parse_args()
-    tables = {"digits": digits_table(), "discriminator": discriminator_table(), "step": step_table()}
+    tables = {
+        "digits": digits_table(),
+        "discriminator": discriminator_table(),
+        "noise levels": noise_levels_table(),
+        "step": step_table(),
+    }
     old = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
     new = {name: with_tables(text, tables) for name, text in old.items()}
     missing = [name for name in tables if not any(marker(name) in text for text in old.values())]
@@ -79,7 +86,7 @@ def digits_table() -> list[str]:
             NAMES.get(row["name"], row["name"]),
             str(row["steps"] or ""),
             f"{mean['fd']:.2f}{spread}",
-            *(f"{mean[measure]:.3f}" for measure in ("kid", "precision", "recall", "accuracy")),
+            *(f"{mean[name]:.3f}" if name in mean else "" for name in ("kid", "precision", "recall", "accuracy")),
             str(row["calls"] or ""),
             speed,
         ]
@@ -88,12 +95,30 @@ def digits_table() -> list[str]:
 
 
 def discriminator_table() -> list[str]:
-    """Stage 2 without a discriminator, with GAP and with AWD: means and ranges over the seeds."""
+    """Stage 2 without a discriminator, with GAP and with AWD."""
     names = {"none": "none", "gap": "GAP: mean over tokens", "awd": "AWD: learned weights"}
+    return variants_table(DISCRIMINATORS, "discriminator", names)
+
+
+def noise_levels_table() -> list[str]:
+    """Stage 2 with each law of the noise level."""
+    names = {
+        "uniform": "U[0.02, 0.98] for both",
+        "wide-fake-score": "U[0.02, 0.98], fake score U[0, 1]",
+        "dmd2": "DMD2's for both",
+    }
+    return variants_table(NOISE_LEVELS, "noise_levels", names)
+
+
+def variants_table(path: Path, column: str, names: dict[str, str]) -> list[str]:
+    """One line per variant of stage 2: means over the seeds, and the range of the distance."""
     found: dict[str, list[dict[str, str]]] = {name: [] for name in names}
-    for row in _csv(DISCRIMINATORS):
-        found[row["discriminator"]].append(row)
-    lines = ["| discriminator | FD-digits (range) | KID | precision | recall |", "|---|---:|---:|---:|---:|"]
+    for row in _csv(path):
+        found[row[column]].append(row)
+    lines = [
+        f"| {column.replace('_', ' ')} | FD-digits (range) | KID | precision | recall |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, title in names.items():
         values = {key: [float(row[key]) for row in found[name]] for key in ("fd", "kid", "precision", "recall")}
         mean = {key: sum(one) / len(one) for key, one in values.items()}

@@ -310,9 +310,14 @@ def test_several_extractors_and_seeds_go_to_disk_and_back(tmp_path: Path) -> Non
     scores = dict.fromkeys(SCORES, 0.5)
     per_seed = [{"seed": seed, **scores, **dict.fromkeys(PIXELS, 1.5), "further": {"b": scores}} for seed in range(3)]
     facts: dict[str, Any] = {"steps": 4, "calls": 4, "samples": 20, "images_per_second": 7.0}
-    rows = [row("held-out data", images_per_second=None), row_of_seeds(per_seed, name="teacher", **facts)]
-    save_rows(rows, tmp_path, FACTS)
-    assert read_results(tmp_path) == (rows, FACTS)
+    floor = row("held-out data", images_per_second=None, further={"b": scores})
+    rows = [floor, row_of_seeds(per_seed, name="teacher", **facts)]
+    names = {**FACTS, "extractors": [{"name": "a"}, {"name": "b"}]}
+    save_rows(rows, tmp_path, names)
+    assert read_results(tmp_path) == (rows, names)
+    save_rows(rows, tmp_path, FACTS)  # a table of one extractor with rows of two
+    with pytest.raises(UserError, match="damaged"):
+        read_results(tmp_path)
 
 
 def test_rows_of_the_first_format_are_read() -> None:

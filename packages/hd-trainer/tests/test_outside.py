@@ -143,6 +143,12 @@ def test_a_run_is_evaluated_in_other_extractors(finished: Path, tmp_path: Path) 
     assert "FD-colours" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
 
 
+def test_a_run_takes_no_place_for_its_numbers(finished: Path, tmp_path: Path) -> None:
+    answer = hdistill("evaluate", finished, "--out", tmp_path / "numbers.json")
+    assert answer.code == 2
+    assert "--out and --device are for pictures, with --against" in answer.line
+
+
 # ---- statistics
 
 

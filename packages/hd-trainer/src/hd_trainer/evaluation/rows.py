@@ -126,7 +126,9 @@ def read_results(folder: Path) -> tuple[list[Row], dict[str, Any]]:
         fits = fits and all(isinstance(facts[name], str) for name in ("device", "torch"))
         fits = fits and all(is_number(facts[name]) for name in ("seed", "threads", "guidance_scale"))
         fits = fits and all(is_number(seconds) for seconds in facts["training_seconds"].values())
-        fits = fits and all(isinstance(one["name"], str) for one in facts["extractors"])
+        names = [one["name"] for one in facts["extractors"]]
+        fits = fits and all(isinstance(name, str) for name in names)
+        fits = fits and all(set(row.further) == set(names[1:]) for row in rows)
     except (KeyError, TypeError, AttributeError, IndexError):
         fits = False
     if not fits:
