@@ -217,7 +217,8 @@ def test_token_weights_of_every_kind_are_drawn(variant: dict[str, Any], finished
 def test_the_page_says_what_its_numbers_are(text: str) -> None:
     words = " ".join(text.split())
     assert "it is not FID" in words
-    assert "floor of real against real" in words
+    assert "a floor, real against real" in words
+    assert "means over 3 sampling seeds" in words
 
 
 def test_the_settings_stand_in_the_page(text: str) -> None:

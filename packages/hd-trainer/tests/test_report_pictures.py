@@ -9,7 +9,6 @@ import re
 import shutil
 from base64 import b64decode
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -93,26 +92,12 @@ def test_without_classes_there_are_rows_too(context: Context) -> None:
 # ---- the nearest training pictures
 
 
-def test_the_nearest_are_found_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_are_the_nearest() -> None:
     generator = torch.Generator().manual_seed(0)
     split = InMemory(x=torch.randn(101, 1, 4, 4, generator=generator))
     samples = torch.randn(7, 1, 4, 4, generator=generator)
     brute = [min(range(101), key=lambda i: float((split.x[i] - one).norm())) for one in samples]
-    read: list[int] = []
-
-    class Counting(InMemory):
-        def read(self, index: Tensor) -> Any:
-            read.append(len(index))
-            return super().read(index)
-
-    for at_once in (1 << 24, 16 * 10, 1):
-        monkeypatch.setattr(pictures, "AT_ONCE", at_once)
-        read.clear()
-        found = pictures.nearest(samples, Counting(x=split.x))
-        torch.testing.assert_close(found, split.x[brute])
-        assert max(read) <= max(len(samples), at_once // 16)
-    expected = [min(range(20), key=lambda i: float((split.x[i] - one).norm())) for one in samples]
-    torch.testing.assert_close(pictures.nearest(samples, split, limit=20), split.x[expected])
+    torch.testing.assert_close(pictures.nearest(samples, split), split.x[brute])
 
 
 # ---- the film
@@ -176,14 +161,14 @@ def test_classes_are_measured_apart(context: Context, network: nn.Module) -> Non
     assert [row.name for row in found] == [str(label) for label in range(10)]
     # Once more, written out for one class.
     from hd_trainer.engine import draws
-    from hd_trainer.evaluation.extractors import extract, load_digits_classifier
+    from hd_trainer.evaluation.extractors import extract, load_extractors
     from hd_trainer.images import quantise
     from hd_zoo import sample_jumps
 
-    data, extractor = context.data, load_digits_classifier()
+    data, extractor = context.data, load_extractors((), context.data, context.device)[0]
     batch = data.train.read(torch.arange(len(data.train)))
     labels = batch.cond["labels"]
-    noise = draws.picture_noise(data.shape, draws.evaluation_seed(context.seed), 300)
+    noise = draws.picture_noise(data.shape, draws.evaluation_seed(context.seed, 0, 300), 300)
     images = quantise(sample_jumps(student, noise, labels=labels[:300]), data.grey_levels)
     own = images[labels[:300] == 3]
     real = batch.x[labels == 3][: len(own)]

@@ -133,6 +133,9 @@ def parse(kind: type[T], arguments: list[str], program: str, default: T | None =
     Raises:
         UserError: for arguments that do not fit.
     """
+    flags = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
+        raise UserError(f"{twice} is given more than once (try {program} --help)")
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed), _wide(not {"-h", "--help"} & set(arguments)):
