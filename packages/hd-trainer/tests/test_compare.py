@@ -73,7 +73,7 @@ def test_runs_on_other_data_are_said_not_to_compare(finished: Path, tmp_path: Pa
     answer = hdistill("report", finished, tmp_path / "mine", "--out", tmp_path / "c.html")
     assert answer.code == 0, answer.err
     words = " ".join((tmp_path / "c.html").read_text(encoding="utf-8").split())
-    assert "their distances cannot be compared" in words
+    assert "different data or extractors" in words
     assert "samples of different sizes: their noise differs" in words
 
 

@@ -218,6 +218,7 @@ def test_the_page_says_what_its_numbers_are(text: str) -> None:
     words = " ".join(text.split())
     assert "it is not FID" in words
     assert "a floor, real against real" in words
+    assert "means over 3 sampling seeds" in words
 
 
 def test_the_settings_stand_in_the_page(text: str) -> None:

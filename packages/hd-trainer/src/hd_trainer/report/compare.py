@@ -15,7 +15,7 @@ from hd_trainer.evaluation import Row, read_results
 from hd_trainer.files import write_text
 from hd_trainer.networks import load_network
 from hd_trainer.report import figures
-from hd_trainer.report.page import TITLES, environment, unit_of
+from hd_trainer.report.page import TITLES, environment, score_columns, unit_of
 from hd_trainer.report.pictures import columns, samples
 from hd_trainer.report.summary import summarise, warnings
 from hd_trainer.run_folder import brought, stage_folders
@@ -42,6 +42,8 @@ def write_comparison(runs: Sequence[Run], to: Path) -> Path:
     """
     results = {run.name: read_results(run.folder) for run in runs}
     shown = [_shown(run, *results[run.name]) for run in runs]
+    units = sorted({one["unit"] for one in shown})
+    every_row = [row for rows, _ in results.values() for row in rows]
     page = (
         environment()
         .get_template("compare.html")
@@ -50,7 +52,8 @@ def write_comparison(runs: Sequence[Run], to: Path) -> Path:
             names=[run.name for run in runs],
             runs=shown,
             titles=TITLES,
-            units=sorted({one["unit"] for one in shown}),
+            units=units,
+            columns=score_columns(every_row, units[0] if len(units) == 1 else "FD"),
             one_noise=len({run.context.data.shape for run in runs}) == 1,
             differing=differing({run.name: _settings(run) for run in runs}),
             curves={stage: figures.curves({run.name: run.folder / stage for run in runs}, stage) for stage in STAGES},

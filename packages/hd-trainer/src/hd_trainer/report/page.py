@@ -69,8 +69,8 @@ def write_report(settings: Settings, context: Context, out: Path, to: Path | Non
             version=__version__,
             recipe=settings.recipe,
             unit=unit,
-            columns=_columns_of(rows, unit),
-            further={title(name): (name, _columns_of(rows, title(name), name)) for name in names[1:]},
+            columns=score_columns(rows, unit),
+            further={title(name): (name, score_columns(rows, title(name), name)) for name in names[1:]},
             facts=facts,
             total_seconds=sum(facts["training_seconds"].values()),
             rows=rows,
@@ -150,7 +150,7 @@ def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> 
     return found
 
 
-def _columns_of(rows: list[Row], unit: str, extractor: str | None = None) -> dict[str, tuple[str, int]]:
+def score_columns(rows: list[Row], unit: str, extractor: str | None = None) -> dict[str, tuple[str, int]]:
     """(header, digits) of each score that the table shows: the usual ones, and others where they were measured."""
     usual = ("fd", "kid", "precision", "recall", *(["accuracy"] if extractor is None else []))
     spelled = {"prec.": "precision", "dens.": "density", "cover.": "coverage", "acc.": "accuracy", "FD": unit}

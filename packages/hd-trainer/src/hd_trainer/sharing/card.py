@@ -12,7 +12,7 @@ from hd_trainer.data import grid_conditions
 from hd_trainer.evaluation import read_results
 from hd_trainer.evaluation.rows import number
 from hd_trainer.files import read_json
-from hd_trainer.report.page import TITLES
+from hd_trainer.report.page import TITLES, score_columns, unit_of
 from hd_trainer.report.pictures import FIRST_SEED, ROWS_OF_SAMPLES
 from hd_trainer.report.summary import summarise, warnings
 from hd_trainer.run_folder import SOURCES, brought
@@ -56,6 +56,7 @@ def write_card(
     rows, measured = read_results(run)
     summary = summarise(rows)
     data, last = context.data, summary["last"]
+    unit = unit_of(measured, data.name)
     names = ", ".join(f"{index} {one}" if one != str(index) else one for index, one in enumerate(data.classes[:NAMED]))
     return (
         environment()
@@ -71,7 +72,9 @@ def write_card(
             shape=[str(side) for side in data.shape],
             class_names=names + (" ..." if len(data.classes) > NAMED else ""),
             examples=min(10, len(data.held_out)),
-            unit=f"FD-{data.name}",
+            unit=unit,
+            columns=score_columns(rows, unit),
+            extractor=_extractor(measured),
             titles=TITLES,
             rows=rows,
             last=last,
@@ -84,6 +87,16 @@ def write_card(
             warnings=warnings(rows, summary, run),
         )
     )
+
+
+def _extractor(facts: dict[str, Any]) -> str:
+    """What the table's distance was measured with, in words; of an earlier version's table the name alone."""
+    if not facts["extractors"]:
+        return ""
+    one = facts["extractors"][0]
+    if "sha256" not in one:
+        return str(one["name"])
+    return f"{one['name']}, {one['width']} features, pictures {one['resize']}, sha256 {one['sha256'][:12]}"
 
 
 def _grid(context: Context) -> str:
