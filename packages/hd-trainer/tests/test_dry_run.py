@@ -15,6 +15,7 @@ from hd_trainer import dry_run, pipeline
 from hd_trainer.dry_run import Plan, StagePlan, duration, format_plan, seconds_per_step, size
 from hd_trainer.engine.checkpoint import complete_checkpoints
 from hd_trainer.engine.loop import DONE
+from hd_trainer.stages import STAGES
 
 
 def plan_of(out: Path, **given: Path) -> Plan:
@@ -66,7 +67,8 @@ def test_sizes_are_those_of_the_files_that_the_run_writes(tmp_path: Path) -> Non
         assert stage.grids == len(list((folder / "samples").iterdir()))
         assert stage.left == 7
     rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
-    assert plan.rows == len(rows)
+    generated = [row for row in rows if row["name"] in STAGES]
+    assert plan.rows == 2 + settings.evaluation.seeds * len(generated)
 
 
 def test_measuring_leaves_random_numbers_and_threads_alone(tmp_path: Path) -> None:

@@ -375,6 +375,7 @@ LINES = {
     "new class --data digits": "a recipe's name must be a Python name",
     "new digits --data digits": "digits is a recipe that comes with hdistill; choose another name",
     "new torch --data digits": "torch.py would hide the Python module 'torch'; choose another name",
+    "new json --data digits": "json.py would hide the Python module 'json'; choose another name",
     "new mine --data digits --out mine.txt": "a recipe's file must end in .py; got mine.txt",
     "new mine --data digits --out absent/mine.py": "no folder absent; make it first",
     "new mine --data digits --minutes 0": "minutes must be > 0",

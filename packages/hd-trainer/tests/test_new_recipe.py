@@ -108,7 +108,7 @@ def test_the_file_returns_the_settings_of_the_rules(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("mine.py")
-    wanted = rules.settings_of(facts, data, str(path))
+    wanted = rules.settings_of(facts, data, str(path.absolute()))
     text = text_of(wanted, facts, data, path)
     path.write_text(text, encoding="utf-8")
     assert load_recipe(str(path)) == wanted

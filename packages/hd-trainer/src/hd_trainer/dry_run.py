@@ -107,6 +107,11 @@ def dry_run(
     Raises:
         UserError: for whatever the run itself would refuse before it trains.
     """
+    with draws.seeded(settings.seed):  # whoever calls this has the random numbers that he had
+        return _dry_run(settings, out, stages, student_weights)
+
+
+def _dry_run(settings: Settings, out: Path, stages: Sequence[str], student_weights: Path | None) -> Plan:
     context = pipeline.context_of(settings)
     pipeline.check(settings, context, student_weights)
     check_claim(settings, out)

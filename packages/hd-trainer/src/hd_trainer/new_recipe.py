@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import keyword
+import sys
 from pathlib import Path
 
 import torch
@@ -225,6 +226,13 @@ def _checked(name: str, out: Path | None) -> Path:
         raise UserError(f"{out} exists; choose another name, or another --out")
     if not out.parent.is_dir():
         raise UserError(f"no folder {out.parent}; make it first, or choose another --out")
-    if importlib.util.find_spec(out.stem) is not None:
+    if _hides_a_module(out):
         raise UserError(f"{out.name} would hide the Python module {out.stem!r}; choose another name")
     return out
+
+
+def _hides_a_module(file: Path) -> bool:
+    """Whether Python, started in the file's folder, would import it in place of what is installed under that name."""
+    elsewhere = [place for place in sys.path if place and Path(place).resolve() != file.parent.resolve()]
+    found = importlib.machinery.PathFinder.find_spec(file.stem, elsewhere)
+    return file.stem in sys.stdlib_module_names or found is not None

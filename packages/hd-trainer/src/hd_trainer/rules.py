@@ -45,7 +45,7 @@ LOSS = MeanFlowLoss(p=0.0)
 MINUTES = {"cpu": 12.0, "cuda": 60.0}
 #: Share of the minutes that is left for the evaluation and the report.
 EVALUATION_SHARE = 0.25
-SHARES = {"teacher": 0.35, "trajectory": 0.2, "distribution": 0.45}
+SHARES = {"teacher": 0.45, "trajectory": 0.2, "distribution": 0.35}
 #: Multiply-adds of a step, in forward passes of its batch.
 PASSES = {"teacher": 3.0, "trajectory": 5.3, "distribution": 8.8}
 #: Multiply-adds a second: of one core in float32 and where bfloat16 runs in hardware, and of one GPU.
