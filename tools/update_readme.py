@@ -12,12 +12,14 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/results.md")
 SEEDS = ROOT / "experiments/results/digits_seeds.json"
 DISCRIMINATORS = ROOT / "experiments/results/digits_discriminator.csv"
 NOISE_LEVELS = ROOT / "experiments/results/digits_noise_levels.csv"
+WEIGHTING = ROOT / "experiments/results/weighting.csv"
 STEPS = ROOT / "benchmarks/results/meanflow_step.csv"
 PICTURE = ROOT / "docs/digits.png"
 NAMES = {
@@ -37,6 +39,7 @@ def main() -> int:
         "digits": digits_table(),
         "discriminator": discriminator_table(),
         "noise levels": noise_levels_table(),
+        "weighting": weighting_table(),
         "step": step_table(),
     }
     old = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
@@ -124,6 +127,39 @@ def variants_table(path: Path, column: str, names: dict[str, str]) -> list[str]:
         mean = {key: sum(one) / len(one) for key, one in values.items()}
         spread = f"{mean['fd']:.2f} ({min(values['fd']):.2f} - {max(values['fd']):.2f})"
         lines.append(f"| {title} | {spread} | {mean['kid']:.3f} | {mean['precision']:.3f} | {mean['recall']:.3f} |")
+    return lines
+
+
+def weighting_table() -> list[str]:
+    """Stage 1 for each power of the adaptive weight: means and ranges over the seeds."""
+    found: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in _csv(WEIGHTING):
+        if row["case"].startswith("p ="):
+            found.setdefault((row["data"], row["times"], row["case"]), []).append(row)
+    lines = [
+        "| data | times | p | energy distance x 1000 (range) | bridges | FD-digits (range) | precision | recall |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for (data, times, case), rows in found.items():
+
+        def cell(column: str, digits: int, factor: float = 1.0, spread: bool = False, rows: Any = rows) -> str:
+            values = [factor * float(row[column]) for row in rows if row[column]]
+            if not values:
+                return ""
+            mean = f"{sum(values) / len(values):.{digits}f}"
+            return f"{mean} ({min(values):.{digits}f} - {max(values):.{digits}f})" if spread else mean
+
+        cells = [
+            data,
+            times,
+            case.removeprefix("p = "),
+            cell("energy_distance", 2, 1000, spread=True),
+            cell("bridges", 3),
+            cell("fd", 2, spread=True),
+            cell("precision", 3),
+            cell("recall", 3),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -168,7 +168,7 @@ def test_help_waits_for_no_large_library(arguments: list[str]) -> None:
     [
         (
             "rum",
-            "unknown command 'rum'; known: run, new, train, sample, evaluate, report, list, emoji (try hdistill ",
+            "unknown command 'rum'; known: run, new, train, sample, evaluate, report, export, list, emoji (try ",
         ),
         ("run", "needs a recipe first; known: digits"),
         ("run --smoke", "needs a recipe first"),
@@ -511,5 +511,5 @@ def test_the_module_is_the_command() -> None:
     command = [sys.executable, "-m", "hd_trainer", "run", "digit"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    known = "known: digits, or a file (recipe.py:function, recipe.json)"
+    known = "known: digits, fashion, or a file (recipe.py:function, recipe.json)"
     assert done.stderr == f"hdistill: unknown recipe 'digit' (did you mean 'digits'?); {known}\n"

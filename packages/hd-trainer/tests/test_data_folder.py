@@ -16,6 +16,8 @@ from hd_trainer import UserError
 from hd_trainer.data import ByteImages, Dataset, load_data, read_all
 from hd_trainer.data import folder as folders
 from hd_trainer.decoding import UnreadableError, decode, read_head
+from hd_trainer.evaluation import read_results
+from hd_trainer.evaluation.extractors import classifier
 
 # ---- one picture
 
@@ -412,7 +414,10 @@ def test_the_folder_must_be_named() -> None:
 # ---- all the way
 
 
-def test_the_digits_recipe_in_its_short_form_goes_from_a_folder_to_a_report(tmp_path: Path) -> None:
+def test_the_digits_recipe_in_its_short_form_goes_from_a_folder_to_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "FEWEST", 10)
     for name, seed in (("disc", 1), ("more discs", 2)):
         save_pictures(tmp_path / "shapes" / name, drawn(20, seed=seed))
     short = (
@@ -424,7 +429,8 @@ def test_the_digits_recipe_in_its_short_form_goes_from_a_folder_to_a_report(tmp_
     source = f"folder:{tmp_path / 'shapes'}?size=8&flip=true"
     answer = hdistill("run", "digits", *short, "--data", source, "--out", tmp_path / "run")
     assert answer.code == 0, answer.err
-    last = answer.out.splitlines()[-2].split()
-    assert last[0] == "distribution"
-    assert last[4:9] == ["-"] * 5  # no extractor: no distances
-    assert "This data set has no extractor" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    last = read_results(tmp_path / "run")[0][-1]
+    assert last.name == "distribution"
+    assert last.fd is not None  # in the features of a classifier of the two classes
+    assert last.accuracy is not None
+    assert "FD-classifier" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

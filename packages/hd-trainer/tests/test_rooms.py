@@ -50,6 +50,7 @@ FLOORS = [
     ("settings.py",),
     ("recipes/", "memory.py", "rules.py", "run_folder.py"),
     ("new_recipe.py", "run_options.py", "sample.py", "report/"),
+    ("sharing/",),
     ("pipeline.py",),
     ("dry_run.py",),
     ("__init__.py", "commands.py"),

@@ -87,11 +87,20 @@ def evaluate_command(arguments: list[str]) -> None:
 
 def report_command(arguments: list[str]) -> None:
     with signals.held():
-        from hd_trainer.options import FolderOptions, parse
-    folder = parse(FolderOptions, arguments, "hdistill report").folder
+        from hd_trainer.options import ReportOptions, parse
+    options = parse(ReportOptions, arguments, "hdistill report")
     with signals.held():
-        from hd_trainer.pipeline import report_folder
-    print(f"Wrote {report_folder(folder)}")
+        from hd_trainer.pipeline import report_folders
+    print(f"Wrote {report_folders(options.folders, options.out)}")
+
+
+def export_command(arguments: list[str]) -> None:
+    with signals.held():
+        from hd_trainer.options import ExportOptions, parse
+    options = parse(ExportOptions, arguments, "hdistill export")
+    with signals.held():
+        from hd_trainer.pipeline import export_folder
+    print(f"Wrote {export_folder(options.folder, options.out, name=options.name, license=options.license)}")
 
 
 def list_command(arguments: list[str]) -> None:
@@ -206,7 +215,10 @@ COMMANDS = {
     "evaluate": Command(
         usage="PATH", line="measure a run again, or pictures --against a data set", do=evaluate_command
     ),
-    "report": Command(usage="RUN", line="write a run's report.html again", do=report_command),
+    "report": Command(
+        usage="RUN [RUN ...]", line="write a run's report.html again, or compare several runs", do=report_command
+    ),
+    "export": Command(usage="RUN", line="write a run as a folder to upload, with a model card", do=export_command),
     "list": Command(usage="|".join(LISTS), line="what there is of each", do=list_command),
     "emoji": Command(usage="", line="build the emoji set, once", do=emoji_command),
 }

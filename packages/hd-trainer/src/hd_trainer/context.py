@@ -47,11 +47,24 @@ class Context:
         return noise, {name: value.to(self.device) for name, value in cond.items()}
 
 
-def make_context(data: str, *, device: str, precision: Precision, seed: int) -> Context:
-    """Data, device and seed of a command.
+def make_context(
+    data: str,
+    *,
+    device: str,
+    precision: Precision,
+    seed: int,
+    writers: tuple[WriterFactory, ...] = (JsonLines,),
+) -> Context:
+    """Data, device, seed and writers of a command.
 
     Raises:
         UserError: for an unknown data set, a device that is not there, or one of several processes.
     """
     parallel.check_single_process()
-    return Context(data=load_data(data), device=parallel.choose_device(device), precision=precision, seed=seed)
+    return Context(
+        data=load_data(data),
+        device=parallel.choose_device(device),
+        precision=precision,
+        seed=seed,
+        writers=writers,
+    )

@@ -28,7 +28,7 @@ Written by `hdistill new`, and yours to change; docs/recipes.md explains the rul
 """
 
 from hd_dmd import UniformLevels
-from hd_meanflow import LogitNormalTimes
+from hd_meanflow import LogitNormalTimes, MeanFlowLoss
 from hd_trainer import Settings, rules
 from hd_trainer.engine.loop import LoopSettings
 from hd_trainer.engine.optimizer import OptimizerSettings
@@ -55,6 +55,7 @@ def recipe() -> Settings:
             steps={trajectory.steps:_}, batch={trajectory.batch}, optimizer={trajectory_optimizer},
             # The student is asked for one step alone: half of its intervals are (0, 1).
             times=LogitNormalTimes(interval_share={times.interval_share}, endpoint_share={times.endpoint_share}),
+            meanflow=MeanFlowLoss(p={p}),  # 0: the plain squared error, 1: every sample weighs alike
         ),
         distribution=DistributionSettings(
             steps={distribution.steps:_}, batch={distribution.batch}, optimizer={student_optimizer},
@@ -157,6 +158,7 @@ def text_of(settings: Settings, facts: rules.Facts, data: str, file: Path) -> st
         trajectory=settings.trajectory,
         distribution=stages,
         times=settings.trajectory.times,
+        p=settings.trajectory.meanflow.p,
         trajectory_optimizer=_optimizer(settings.trajectory.optimizer.lr),
         student_optimizer=_optimizer(stages.optimizer.lr),
         fake_score_optimizer=_optimizer(stages.fake_score_optimizer.lr, 'schedule="constant"'),

@@ -93,6 +93,30 @@ class EvaluateOptions:
     """"auto", "cpu", "cuda" ...; of pictures alone"""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write a run's page again, or one page about several runs side by side."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """runs' folders, e.g. runs/digits, or runs/digits runs/gap"""
+    out: Path | None = None
+    """the page to write; none given: RUN/report.html, of several runs compare.html"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a finished run as a folder to upload: weights, model card, samples, and a script that draws them."""
+
+    folder: tyro.conf.Positional[Path]
+    """the run's folder, e.g. runs/digits"""
+    out: Path | None = None
+    """folder to make; none given: RUN/export"""
+    name: str | None = None
+    """title of the model card; none given: that of the run's folder"""
+    license: str | None = None
+    """the hub's name of your licence for the weights, e.g. apache-2.0; none given: the card leaves it open"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmojiOptions:
     """Build the emoji set, which `--data emoji` reads: drawings and names from npm, rendered by resvg-py."""
@@ -109,6 +133,9 @@ def parse(kind: type[T], arguments: list[str], program: str, default: T | None =
     Raises:
         UserError: for arguments that do not fit.
     """
+    flags = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
+        raise UserError(f"{twice} is given more than once (try {program} --help)")
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed), _wide(not {"-h", "--help"} & set(arguments)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from hd_trainer.errors import UserError
 from hd_trainer.files import is_number, make_folder, read_json
 from hd_trainer.memory import check_memory
 from hd_trainer.networks import check_student, fresh_network, guided, load_network, load_teacher
-from hd_trainer.report import write_report
+from hd_trainer.report import Run, run_names, write_comparison, write_report
 from hd_trainer.run_folder import check_sources, claim, make_run_folder, note_sources, read_settings, stage_folders
-from hd_trainer.settings import Settings
+from hd_trainer.settings import Settings, to_json
+from hd_trainer.sharing import check_finished, export
 from hd_trainer.stages import STAGES, distribution, teacher, trajectory
 from hd_trainer.stages.alarms import alarms_of
 from hd_trainer.stages.discriminator import check_layers, tap_layers
+from hd_trainer.writers import check_installed, make_writers
 
 
 def run(
@@ -60,7 +62,13 @@ def run(
 
 def context_of(settings: Settings) -> Context:
     """The surroundings of a command, made from its settings; see :func:`hd_trainer.context.make_context`."""
-    return make_context(settings.data, device=settings.device, precision=settings.precision, seed=settings.seed)
+    return make_context(
+        settings.data,
+        device=settings.device,
+        precision=settings.precision,
+        seed=settings.seed,
+        writers=make_writers(settings.writers, to_json(settings)),
+    )
 
 
 def check(settings: Settings, context: Context, student_weights: Path | None = None) -> None:
@@ -68,9 +76,10 @@ def check(settings: Settings, context: Context, student_weights: Path | None = N
 
     Raises:
         UserError: for an impossible network, one that does not fit into the memory, a teacher or weights that are
-            missing or do not fit the data, a teacher of which no student can be made, guidance that it cannot give, or
-            discriminator layers that it lacks.
+            missing or do not fit the data, a teacher of which no student can be made, guidance that it cannot give,
+            discriminator layers that it lacks, or a writer whose package is not installed.
     """
+    check_installed(settings.writers)
     check_memory(settings, context)
     if settings.teacher_source is None:
         network = fresh_network(settings.model, context)
@@ -176,10 +185,44 @@ def evaluate_folder(out: Path, extractors: tuple[str, ...] = ()) -> None:
     evaluate(settings, context_of(settings), out)
 
 
-def report_folder(out: Path) -> Path:
-    """Write a run's report again, with the settings noted in its folder."""
-    settings = read_settings(out)
-    return write_report(settings, context_of(settings), out)
+def report_folders(folders: Sequence[Path], to: Path | None = None) -> Path:
+    """Write a run's page again, or one page about several, with the settings noted in their folders.
+
+    Args:
+        to: the page's file; None: ``report.html`` in the folder, of several runs ``compare.html``.
+
+    Raises:
+        UserError: for no folder, one that is given twice or is no finished run, or a place that cannot be written.
+    """
+    if not folders:
+        raise UserError("hdistill report needs a run's folder, e.g. hdistill report runs/digits")
+    if to is not None and to.is_dir():
+        raise UserError(f"{to} is a folder; give --out the name of a page, e.g. {to / 'report.html'}")
+    if len(folders) == 1:
+        settings = read_settings(folders[0])
+        context = context_of(settings)
+        if to is not None:
+            make_folder(to.parent)
+        return write_report(settings, context, folders[0], to)
+    names = run_names(folders)
+    settings_of = [read_settings(folder) for folder in folders]
+    datasets: dict[str, Context] = {}
+    runs = []
+    for name, folder, settings in zip(names, folders, settings_of, strict=True):
+        # Runs on the same data share it: it is read once.
+        context = datasets.get(settings.data) or context_of(settings)
+        datasets[settings.data] = context
+        runs.append(Run(name=name, folder=folder, settings=settings, context=context))
+    to = to or Path("compare.html")
+    make_folder(to.parent)
+    return write_comparison(runs, to)
+
+
+def export_folder(run: Path, to: Path | None = None, *, name: str | None = None, license: str | None = None) -> Path:
+    """Write a finished run as a folder to upload; see :func:`hd_trainer.sharing.export`."""
+    settings = read_settings(run)
+    check_finished(settings, run)
+    return export(settings, context_of(settings), run, to, name=name, license=license)
 
 
 def _training_seconds(folder: Path) -> float | None:

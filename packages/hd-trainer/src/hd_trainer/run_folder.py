@@ -16,8 +16,8 @@ from hd_trainer.stages import STAGES
 
 RECIPE, SOURCES = "recipe.json", "sources.json"
 
-#: What may differ between two calls for one run: where it computes, and how it is measured.
-MAY_DIFFER = ("device", "evaluation.")
+#: What may differ between two calls for one run: where it computes, where its curves go, and how it is measured.
+MAY_DIFFER = ("device", "writers", "evaluation.")
 #: As well where a teacher is given: its hash is held in sources.json, and its folder may have another name today.
 WITH_A_TEACHER = ("teacher_source",)
 

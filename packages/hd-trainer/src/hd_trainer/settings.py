@@ -18,6 +18,7 @@ from hd_trainer.networks import ModelSettings
 from hd_trainer.stages.distribution import DistributionSettings
 from hd_trainer.stages.teacher import TeacherSettings
 from hd_trainer.stages.trajectory import TrajectorySettings
+from hd_trainer.writers import check_names
 
 T = TypeVar("T")
 
@@ -42,6 +43,8 @@ class Settings:
     teacher_source: Annotated[str | None, tyro.conf.arg(name="teacher", metavar="SOURCE")] = None
     """a teacher that is trained already: FOLDER, sit_xl_2:FILE, a folder or hub id of diffusers, or file.py:function
     (see docs/teachers.md); stage "teacher" is then left out, and the model's settings are not used"""
+    writers: tuple[str, ...] = ()
+    """where curves and pictures go beside metrics.jsonl: tensorboard, wandb, trackio; each an extra to install"""
     model: ModelSettings = field(default_factory=ModelSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
     teacher: TeacherSettings
@@ -54,6 +57,7 @@ class Settings:
         check_choice("precision", self.precision, Precision)
         if self.teacher_source == "":
             raise UserError("teacher_source must name a teacher, or be left out; got an empty text")
+        check_names(self.writers)
 
 
 def to_json(settings: Settings) -> dict[str, Any]:

@@ -50,7 +50,6 @@ def load_folder(text: str) -> Dataset:
         found = decode_once(root, files, size, wanted)
     else:
         found = decode_here(root, files, size, wanted)
-    tell_left_out(name, len(files), ((_relative(files[row], root), why) for row, why in found.unreadable.items()))
     kept = [row for row in range(len(files)) if row not in found.unreadable]
     if len(kept) < 2 * FEWEST:
         first = next(iter(found.unreadable.items()))
@@ -58,6 +57,7 @@ def load_folder(text: str) -> Dataset:
             f"{root} holds {len(kept)} picture(s) that can be read, of {len(files)}; at least {2 * FEWEST} are needed "
             f"({_relative(files[first[0]], root)}: {first[1]})"
         )
+    tell_left_out(name, len(files), ((_relative(files[row], root), why) for row, why in found.unreadable.items()))
     return images_from_bytes(
         name,
         found.pixels,

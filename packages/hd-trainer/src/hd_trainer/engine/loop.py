@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -19,7 +20,7 @@ from hd_trainer.engine.optimizer import Optimizer
 from hd_trainer.errors import UserError
 from hd_trainer.files import remove_incomplete, write_json
 from hd_trainer.images import save_grid
-from hd_trainer.writers import JsonLines, WriterFactory
+from hd_trainer.writers import JsonLines, Writer, WriterFactory
 
 DONE, SAMPLES = "done.json", "samples"
 
@@ -72,15 +73,13 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
     remove_incomplete(folder / SAMPLES)
     progress = load_newest(folder, task.modules, task.optimizers)
     start, sums = progress.step, dict(progress.sums)
-    opened = [factory(folder, start) for factory in writers]
-    if start:
-        print(f"{task.name}: resuming after step {start} of {task.steps}")
-        if _is_due(start, task, settings) and not all(path.exists() for path in _grids(task, folder, start)):
-            _save_samples(_draw(task, start), task, folder, start)  # a kill came before them
-
     said: set[str] = set()
-    began = time.perf_counter() - progress.seconds
-    with signals.postponed() as stop_requested:
+    with _opened(writers, folder, start) as opened, signals.postponed() as stop_requested:
+        if start:
+            print(f"{task.name}: resuming after step {start} of {task.steps}")
+            if _is_due(start, task, settings) and not all(path.exists() for path in _grids(task, folder, start)):
+                _save_samples(_draw(task, start), task, folder, start, opened)  # a kill came before them
+        began = time.perf_counter() - progress.seconds
         for step in _steps(task.name, start, task.steps):
             for name, value in task.step(step).items():
                 total, number = sums.get(name, (0.0, 0))
@@ -100,7 +99,7 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
                 progress = Progress(step=done, seconds=seconds, sums=sums)
                 save_checkpoint(folder, progress, task.modules, task.optimizers)
                 if images is not None:
-                    _save_samples(images, task, folder, done)
+                    _save_samples(images, task, folder, done, opened)
             if stop_requested() and done < task.steps:
                 raise signals.Stopped(
                     f"{task.name} stopped after step {done} of {task.steps}; the same command goes on from there"
@@ -148,11 +147,25 @@ def _grids(task: Task, folder: Path, step: int) -> list[Path]:
     return [folder / SAMPLES / f"{step:06d}.png", *[folder / f"{SAMPLES}.png"] * (step == task.steps)]
 
 
-def _save_samples(images: Tensor, task: Task, folder: Path, step: int) -> None:
-    """Write the grids of this step."""
+def _save_samples(images: Tensor, task: Task, folder: Path, step: int, writers: Sequence[Writer]) -> None:
+    """Write the grids of this step, and show them to the writers."""
     (folder / SAMPLES).mkdir(exist_ok=True)
     for path in _grids(task, folder, step):
         save_grid(images, path)
+    for writer in writers:
+        writer.picture(step, _grids(task, folder, step)[0])
+
+
+@contextlib.contextmanager
+def _opened(factories: Sequence[WriterFactory], folder: Path, step: int) -> Iterator[list[Writer]]:
+    """The stage's writers, closed however the block ends."""
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for factory in factories:
+            writer = factory(folder, step)
+            stack.callback(writer.close)
+            writers.append(writer)
+        yield writers
 
 
 def _steps(name: str, start: int, steps: int) -> Iterator[int]:

@@ -172,7 +172,7 @@ def evaluate(
     all_calls: dict[tuple[str, int], int] = {}
     bar = tqdm(total=len(plan) * settings.seeds, desc="evaluation", unit="row")
     for seed in range(settings.seeds):
-        noise, cond = _inputs(settings, context, count, seed)
+        noise, cond = sampling_inputs(settings, context, count, seed)
         for name, steps in plan:
             bar.set_postfix_str(f"{name}, {steps} step{'s' if steps > 1 else ''}, seed {seed}")
             draw, calls = sampler(networks[name], steps, settings.guidance, data.null)
@@ -222,7 +222,9 @@ def in_batches(
     return torch.cat(parts)
 
 
-def _inputs(settings: EvaluationSettings, context: Context, count: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+def sampling_inputs(
+    settings: EvaluationSettings, context: Context, count: int, seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Noise and conditions of a sampling seed, on the device."""
     split = context.data.reference
     index = torch.arange(count) % len(split)

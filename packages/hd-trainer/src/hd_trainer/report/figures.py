@@ -21,7 +21,9 @@ from hd_trainer.writers import METRICS
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-INK, ACCENTS = "#1f2933", ("#0b6e99", "#d9822b", "#5c8d3e", "#8e4b9e")
+INK, ACCENTS = "#1f2933", ("#0b6e99", "#d9822b", "#5c8d3e", "#8e4b9e", "#b0413e", "#4b5d67")
+#: Pixels: no picture of the page is wider.
+WIDEST = 1400
 
 #: per stage: (panel title, {metrics.jsonl key: legend}, logarithmic)
 CURVES: dict[str, list[tuple[str, dict[str, str], bool]]] = {
@@ -39,32 +41,51 @@ CURVES: dict[str, list[tuple[str, dict[str, str], bool]]] = {
 }
 
 
-def picture(images: Tensor, columns: int, scale: int = 4, gap: int = 1) -> str:
-    """Images (N, C, H, W) in [-1, 1], tiled and enlarged blockwise, as a PNG data address."""
-    return png(tile(images, columns, gap=gap, scale=scale))
+def picture(images: Tensor, columns: int, gap: int = 1) -> str:
+    """Images (N, C, H, W) in [-1, 1], tiled, small ones enlarged to about 32 pixels a side, as a data address."""
+    return address(tile(images, columns, gap=gap, scale=max(1, 32 // images.shape[-1])))
 
 
-def png(image: Image.Image) -> str:
-    """A picture as a data address."""
+def address(image: Image.Image) -> str:
+    """A picture as a data address: PNG, or where it is wider than ``WIDEST`` made smaller, and JPEG."""
+    if image.width <= WIDEST:
+        return _data(image, "PNG", optimize=True)
+    height = max(1, round(image.height * WIDEST / image.width))
+    return _data(image.convert("RGB").resize((WIDEST, height), Image.Resampling.LANCZOS), "JPEG", quality=88)
+
+
+def _data(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def curves(folder: Path, stage: str) -> str:
-    """The stage's loss curves as one SVG; empty text where it recorded nothing."""
-    records = [upgrade_record(record) for record in read_records(folder / METRICS)]
-    panels = [(title, names, log) for title, names, log in CURVES[stage] if _has(records, names)]
+def curves(folders: dict[str, Path], stage: str) -> str:
+    """A stage's loss curves as one SVG, of several runs by name one over the other; empty text without a record.
+
+    A run has its colour where there are several; then the second curve of a panel is dashed.
+    """
+    found = {
+        name: [upgrade_record(record) for record in read_records(path / METRICS)] for name, path in folders.items()
+    }
+    panels = [panel for panel in CURVES[stage] if any(_has(records, panel[1]) for records in found.values())]
     if not panels:
         return ""
     figure = Figure(figsize=(3.4 * len(panels), 2.3), layout="constrained")
     for axes, (title, names, log) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for color, (name, legend) in zip(ACCENTS, names.items(), strict=False):
-            points = [(record["step"], record[name]) for record in records if name in record]
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, label=legend)
+        for run, (label, records) in enumerate(found.items()):
+            for curve, (name, legend) in enumerate(names.items()):
+                points = [(record["step"], record[name]) for record in records if name in record]
+                if not points:
+                    continue
+                words = ", ".join(word for word in (label, legend if len(names) > 1 or not label else "") if word)
+                color = ACCENTS[(run if label else curve) % len(ACCENTS)]
+                style = "--" if label and curve else "-"
+                axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.4, label=words)
         if log:
             axes.set_yscale("log")
-        axes.set_title(title, fontsize=9, color=INK, loc="left")
+        only = "" if len(found) == 1 or len(names) > 1 else f": {next(iter(names.values()))}"
+        axes.set_title(title + only, fontsize=9, color=INK, loc="left")
         axes.tick_params(labelsize=7, colors=INK)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -118,7 +139,7 @@ def heatmaps(images: Tensor, weights: Tensor, enlarge: int = 6) -> str:
         canvas.paste(one, (left, 4))
         heat = Image.fromarray((colored[index] * 255).round().astype("uint8"))
         canvas.paste(heat.resize((side, side), Image.Resampling.NEAREST), (left, side + 8))
-    return png(canvas)
+    return address(canvas)
 
 
 def svg(figure: Figure) -> str:

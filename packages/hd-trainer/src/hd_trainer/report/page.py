@@ -8,17 +8,19 @@ from typing import Any
 
 import jinja2
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hd_trainer.context import Context
-from hd_trainer.data import Batch, grid_conditions, pictures
+from hd_trainer.data import pictures
 from hd_trainer.errors import UserError
-from hd_trainer.evaluation import Row, nearest_training, read_results, title
+from hd_trainer.evaluation import Row, read_results, title
 from hd_trainer.evaluation.rows import SCORES, number
 from hd_trainer.files import write_text
-from hd_trainer.networks import load_network, sampler
+from hd_trainer.networks import load_network
 from hd_trainer.recipes import load_recipe
-from hd_trainer.report import attention, figures
+from hd_trainer.report import attention, figures, film
+from hd_trainer.report.per_class import per_class
+from hd_trainer.report.pictures import between, columns, held_out, nearest, samples
 from hd_trainer.report.summary import summarise, warnings
 from hd_trainer.run_folder import brought, make_run_folder, stage_folders
 from hd_trainer.settings import KIND, Settings, to_json
@@ -26,21 +28,23 @@ from hd_trainer.stages import STAGES
 from hd_trainer.version import __version__
 
 REPORT = "report.html"
-ROWS_OF_SAMPLES = 8
-#: The seeds of the page's pictures are none of the measured ones.
-FIRST_SEED = 10**9
 TITLES = {"teacher": "teacher", "trajectory": "stage 1, trajectory", "distribution": "stage 2, distribution"}
 
 
-def write_report(settings: Settings, context: Context, out: Path) -> Path:
-    """Write ``out/report.html``: pictures from the same noise and class, the table, curves, token weights.
+def write_report(settings: Settings, context: Context, out: Path, to: Path | None = None) -> Path:
+    """Write a run's page: samples from one noise, the table, what helps to judge them, the training, the settings.
+
+    Args:
+        out: the run's folder.
+        to: the file; None: ``out/report.html``.
 
     Raises:
         UserError: if the run is not finished and evaluated.
     """
     rows, facts = read_results(out)
     summary = summarise(rows)
-    make_run_folder(out)
+    if to is None:
+        make_run_folder(out)
     folders = stage_folders(out)
     lost = [stage for stage in STAGES if summary[stage] is not None and stage not in folders]
     if lost:
@@ -49,42 +53,54 @@ def write_report(settings: Settings, context: Context, out: Path) -> Path:
             f"train them, or run: hdistill evaluate {out}"
         )
     networks = {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
-    samples = _samples(settings, context, networks, summary["teacher"])
-    last = summary["last"].name
-    real = _held_out(context)
+    guidance = settings.evaluation.guidance
+    drawn = {
+        stage: samples(context, network, summary["teacher"].steps if stage == "teacher" else 1, guidance)
+        for stage, network in networks.items()
+    }
+    last, real = summary["last"].name, held_out(context)
+    copies = torch.cat([drawn[last][:10].cpu(), nearest(drawn[last][:10], context.data.reference)])
     names = [one["name"] for one in facts["extractors"]]
-    unit = title(names[0]) if names else f"FD-{context.data.name}"
+    unit = unit_of(facts, context.data.name)
     page = (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             version=__version__,
             recipe=settings.recipe,
             unit=unit,
-            columns=_columns_of(rows, unit),
-            further={title(name): (name, _columns_of(rows, title(name), name)) for name in names[1:]},
+            columns=score_columns(rows, unit),
+            further={title(name): (name, score_columns(rows, title(name), name)) for name in names[1:]},
             facts=facts,
             total_seconds=sum(facts["training_seconds"].values()),
             rows=rows,
             titles=TITLES,
             summary=summary,
             warnings=warnings(rows, summary, out),
-            samples={
-                name: figures.picture(pictures(context.data, x), _columns(context)) for name, x in samples.items()
-            },
-            neighbours=figures.picture(_with_neighbours(samples[last][:10], context), 10),
-            curves={stage: figures.curves(out / stage, stage) for stage in STAGES},
+            samples={name: _picture(context, x, columns(context)) for name, x in drawn.items()},
+            classes=context.data.classes,
+            per_class=per_class(context, settings.evaluation, networks[last]),
+            between=_picture(context, between(context, networks[last]), 9),
+            neighbours=_picture(context, copies, 10),
+            films={stage: found for stage in STAGES if (found := film.frames(out / stage))},
+            curves={stage: figures.curves({"": out / stage}, stage) for stage in STAGES},
             trade_off=figures.trade_off(rows, unit),
             weights=attention.token_weights(
-                context, networks["teacher"], real, samples[last][: len(real)], out / "distribution"
+                context, networks["teacher"], real, drawn[last][: len(real)], out / "distribution"
             ),
             command=command_line(settings, brought(out)),
             settings=to_json(settings),
             weight_level=attention.LEVEL,
         )
     )
-    write_text(out / REPORT, page)
-    return out / REPORT
+    write_text(to or out / REPORT, page)
+    return to or out / REPORT
+
+
+def unit_of(facts: dict[str, Any], data: str) -> str:
+    """What the distance is called: by the first extractor."""
+    names = [one["name"] for one in facts["extractors"]]
+    return title(names[0]) if names else f"FD-{data}"
 
 
 def command_line(settings: Settings, weights: dict[str, str]) -> str:
@@ -105,12 +121,19 @@ def command_line(settings: Settings, weights: dict[str, str]) -> str:
     return " ".join(shortest)
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Where the pages' templates are found."""
+    found = jinja2.Environment(
         loader=jinja2.PackageLoader("hd_trainer", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["number"] = number
-    return environment
+    found.filters["number"] = number
+    found.globals["most_frames"] = film.MOST_FRAMES
+    return found
+
+
+def _picture(context: Context, x: Tensor, columns: int) -> str:
+    """Samples as one picture."""
+    return figures.picture(pictures(context.data, x), columns)
 
 
 def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -127,7 +150,7 @@ def _changed(ours: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> 
     return found
 
 
-def _columns_of(rows: list[Row], unit: str, extractor: str | None = None) -> dict[str, tuple[str, int]]:
+def score_columns(rows: list[Row], unit: str, extractor: str | None = None) -> dict[str, tuple[str, int]]:
     """(header, digits) of each score that the table shows: the usual ones, and others where they were measured."""
     usual = ("fd", "kid", "precision", "recall", *(["accuracy"] if extractor is None else []))
     spelled = {"prec.": "precision", "dens.": "density", "cover.": "coverage", "acc.": "accuracy", "FD": unit}
@@ -136,37 +159,3 @@ def _columns_of(rows: list[Row], unit: str, extractor: str | None = None) -> dic
         for name, (header, digits) in SCORES.items()
         if name in usual or any(row.score(name, extractor) is not None for row in rows)
     }
-
-
-def _columns(context: Context) -> int:
-    return min(10, len(context.data.classes) or 10)
-
-
-def _samples(settings: Settings, context: Context, networks: dict[str, nn.Module], teacher: Row) -> dict[str, Tensor]:
-    """Every stage's samples from the same noise and conditions, the teacher's in the steps of its row ``teacher``."""
-    noise, cond = context.grid_inputs(ROWS_OF_SAMPLES, FIRST_SEED)
-    found = {}
-    for stage, network in networks.items():
-        draw, _ = sampler(
-            network, teacher.steps if stage == "teacher" else 1, settings.evaluation.guidance, context.data.null
-        )
-        found[stage] = draw(noise, cond)
-    return found
-
-
-def _with_neighbours(samples: Tensor, context: Context) -> Tensor:
-    """Pictures of the samples, and of the training sample nearest to each below it."""
-    _, index = nearest_training(samples.cpu(), context.data.reference)
-    return pictures(context.data, torch.cat([samples.cpu(), context.data.reference.read(index).x]))
-
-
-def _held_out(context: Context) -> Batch:
-    """A held-out sample for each column of the page's pictures, on the device."""
-    split = context.data.held_out
-    if not context.data.classes:
-        return split.read(torch.arange(min(10, len(split)))).to(context.device)
-    labels = split.cond(torch.arange(len(split)))["labels"]
-    wanted = grid_conditions(context.data, 1)["labels"]
-    first = [(labels == label).nonzero() for label in wanted]
-    # A class without a held-out sample shows the first of all.
-    return split.read(torch.tensor([int(one[0, 0]) if len(one) else 0 for one in first])).to(context.device)

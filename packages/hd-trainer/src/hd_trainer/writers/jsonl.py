@@ -21,3 +21,9 @@ class JsonLines:
     def write(self, step: int, seconds: float, values: dict[str, float]) -> None:
         """One line, on disk at once."""
         append_record(self.path, {"step": step, "seconds": round(seconds, 3), **values})
+
+    def picture(self, step: int, path: Path) -> None:
+        """Nothing: the picture is in the stage's folder already."""
+
+    def close(self) -> None:
+        """Nothing: every line is on disk."""

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from hd_zoo.adapters.base import OfDiffusers
 from hd_zoo.field import check_times
 from hd_zoo.networks.embedding import TimeEmbedding
+from hd_zoo.networks.interval import AddedInterval, fold_added_interval
+from hd_zoo.wrappers.wrapper import network_inside
 
 
 class SanaField(OfDiffusers):
@@ -144,7 +146,7 @@ def to_sana_student(teacher: SanaField) -> SanaField:
     return student.requires_grad_(True)
 
 
-def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **components: Any) -> Path:
+def export_sana_pipeline(student: Any, folder: str | os.PathLike[str], **components: Any) -> Path:
     """Write a student as a folder that diffusers' own ``SanaPipeline`` loads and runs in one step.
 
         pipeline = DiffusionPipeline.from_pretrained(folder)
@@ -155,7 +157,7 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
     ``SanaTransformer2DModel``, and its Euler step from noise level 1 to 0 is x - u.
 
     Args:
-        student: from :func:`to_sana_student`.
+        student: from :func:`to_sana_student` or :func:`hd_zoo.to_student`.
         folder: made if missing; written under a temporary name first.
         components: ``vae``, ``text_encoder`` and ``tokenizer`` of the teacher's pipeline; one that is left out must be
             given when the folder is loaded, if only as None.
@@ -168,7 +170,7 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
 
     if not student.takes_r:
         raise ValueError("a student of to_sana_student is needed; this field has one time")
-    if student.model.config.guidance_embeds:
+    if network_inside(student).model.config.guidance_embeds:
         raise ValueError("the model has guidance_embeds, and diffusers' SanaPipeline passes it no guidance")
     parts = {"vae": None, "text_encoder": None, "tokenizer": None, **components}
     folder = Path(folder)
@@ -184,8 +186,11 @@ def export_sana_pipeline(student: SanaField, folder: str | os.PathLike[str], **c
 
 
 @torch.no_grad()
-def fold_interval(student: SanaField) -> nn.Module:
+def fold_interval(student: Any) -> nn.Module:
     """The plain ``SanaTransformer2DModel`` that at t = 1 equals the student's jump from 1 to 0; a copy."""
+    if isinstance(student, AddedInterval):
+        folded: nn.Module = fold_added_interval(student, 1.0).model  # type: ignore[assignment]
+        return folded
     model: Any = copy.deepcopy(student.model)
     embedding = model.time_embed
     gap = torch.full((1,), 1000 * model.config.timestep_scale, device=model.proj_out.weight.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
 from collections.abc import Sequence
@@ -125,6 +126,28 @@ class _Adder:
                 "name the module that returns one embedding per sample, or give its width"
             )
         return output + self.embedding.to(output.dtype)
+
+
+@torch.no_grad()
+def fold_added_interval(student: AddedInterval, gap: float) -> nn.Module:
+    """A copy of the network inside, with the embedding of t - r = ``gap`` in the biases of its embeddings of time.
+
+    A constant added to an embedding is a bias of its last linear layer. Equal to the student wherever t - r = ``gap``.
+
+    Raises:
+        ValueError: for a module without a linear layer that has a bias.
+    """
+    field: nn.Module = copy.deepcopy(student.network)
+    weight = next(student.interval_embed.parameters())
+    constant = student.interval_embed(torch.full((1,), gap, dtype=torch.float64, device=weight.device))[0]
+    for name in student.at:
+        module = field.get_submodule(name)
+        module._forward_hooks.clear()  # copied with the student's hook, which wants the student
+        last = _last_linear(module)
+        if last is None or last.bias is None:
+            raise ValueError(f"module {name!r} has no linear layer with a bias, into which the interval could go")
+        last.bias.add_(constant.to(last.bias))
+    return field.eval()
 
 
 def unwrapped(output: Any) -> Tensor:
