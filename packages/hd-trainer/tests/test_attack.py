@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
-from trainer_helpers import SHORT, contents, hdistill
+from trainer_helpers import SHORT, contents, hdistill, with_flags
 
 from hd_trainer import UserError
 from hd_trainer.engine.draws import step_generator
@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path
 
 
 def test_a_network_that_diverged_in_its_last_update_is_not_saved(tmp_path: Path) -> None:
-    command = ["train", "teacher", *SHORT[1:], "--teacher.optimizer.lr", "1e38", "--teacher.steps", "1"]
+    command = ["train", "teacher", *with_flags(SHORT[1:], "--teacher.steps", "1"), "--teacher.optimizer.lr", "1e38"]
     answer = hdistill(*command, "--out", tmp_path)
     assert answer.code == 2
     assert "no longer finite after step 1; lower its learning rate" in answer.err.splitlines()[-1]
@@ -366,7 +366,7 @@ def test_damaged_sources_are_refused_or_understood(
 
     def act() -> None:
         for folder in (*stage_folders(run).values(), *brought(run).values()):
-            (folder / "config.json").exists()
+            (Path(folder) / "config.json").exists()
         note_sources(run, sources)
 
     refused = sum(survives(run / "sources.json", damage, act, seed) for seed in range(150))

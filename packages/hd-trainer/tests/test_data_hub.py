@@ -178,4 +178,4 @@ def test_all_sources_are_listed() -> None:
     assert [line.split()[0] for line in answer.out.splitlines()] == list(SOURCES)
     wrong = hdistill("list", "nothing")
     assert wrong.code == 2
-    assert wrong.line == "hdistill: hdistill list shows: data, models, layers; got nothing"
+    assert wrong.line == "hdistill: hdistill list shows: recipes, data, models, layers; got nothing"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from trainer_helpers import SHORT, contents, hdistill
+from trainer_helpers import SHORT, contents, hdistill, with_flags
 
 import hd_zoo
 from hd_trainer import cli, pipeline
@@ -84,7 +84,7 @@ def test_a_finished_run_trains_nothing_again(copy: Path) -> None:
 
 def test_a_folder_keeps_its_settings(copy: Path) -> None:
     before = contents(copy)
-    answer = hdistill(*SHORT, "--trajectory.batch", "24", "--seed", "5", "--out", copy)
+    answer = hdistill(*with_flags(SHORT, "--trajectory.batch", "24"), "--seed", "5", "--out", copy)
     assert answer.code == 2
     assert "holds a run with other settings (seed: 5 here, 0 there; trajectory.batch: 24 here, 16 there)" in (
         answer.line
@@ -114,7 +114,7 @@ def test_many_conflicts_are_counted(copy: Path) -> None:
 
 def test_evaluation_settings_may_change(copy: Path) -> None:
     changes = ("--evaluation.samples", "30", "--evaluation.student-steps", "1", "2", "--device", "cpu")
-    answer = hdistill(*SHORT, *changes, "--out", copy)
+    answer = hdistill(*with_flags(SHORT, *changes), "--out", copy)
     assert answer.code == 0, answer.err
     assert read_settings(copy).evaluation.samples == 30
     assert answer.out.count("distribution") >= 2
@@ -250,8 +250,8 @@ def test_a_noise_predicting_network_behind_its_converter_is_a_full_teacher(tmp_p
     teacher, out = noise_predicting_teacher(tmp_path / "dit"), tmp_path / "run"
     before = contents(teacher)
     answer = hdistill(
-        *(*TINY, "--out", out, "--teacher-weights", teacher),
-        *("--distribution.discriminator.layers", "blocks.0", "blocks.1", "--trajectory.guidance.scale", "1.5"),
+        *with_flags(TINY, "--distribution.discriminator.layers", "blocks.0", "blocks.1"),
+        *("--out", out, "--teacher-weights", teacher, "--trajectory.guidance.scale", "1.5"),
     )
     assert answer.code == 0, answer.err
     assert contents(teacher) == before

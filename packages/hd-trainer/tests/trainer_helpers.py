@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,18 @@ SHORT = [
     *("--distribution.steps", "7", "--distribution.batch", "16"),
     *("--evaluation.samples", "60", "--evaluation.teacher-steps", "1", "3", "8"),
 ]
+
+
+def with_flags(command: Sequence[str], *flags: object) -> list[object]:
+    """The command with other values for the flags that it has, which may be given once; new ones come at the end."""
+    found: list[object] = []
+    taken = True
+    for word in command:
+        if word.startswith("--"):
+            taken = word not in flags
+        if taken:
+            found.append(word)
+    return [*found, *flags]
 
 
 @dataclass(frozen=True)
