@@ -70,7 +70,8 @@ def test_the_laws_differ_in_the_noise_levels_alone(monkeypatch: pytest.MonkeyPat
     for name, variant in experiment.VARIANTS.items():
         command, *arguments = shared.run_arguments(variant, seed=0, source=tmp_path / "0", folder=tmp_path / name)
         found[name] = differences(to_json(parse_settings(command, arguments).settings), plain)
-    assert all("noise_levels" in line or line.startswith("recipe") for lines in found.values() for line in lines)
+    others = ("recipe", "teacher_source", "evaluation.teacher_steps")
+    assert all("noise_levels" in line or line.startswith(others) for lines in found.values() for line in lines)
     assert any(line.startswith("distribution.noise_levels.kind: KarrasLevels") for line in found["dmd2"])
     assert not any(line.startswith("distribution.noise_levels") for line in found["wide-fake-score"])
 
