@@ -82,10 +82,9 @@ def read_network(source: str | Path, device: torch.device) -> nn.Module:
     Raises:
         UserError: for a source that is nothing of :data:`TEACHERS`, or whatever is wrong with it.
     """
+    # A folder of ours by the path as given: a folder above may be named in other bytes than UTF-8.
     if isinstance(source, Path) and (not source.is_dir() or is_folder_of_ours(str(source))):
-        return read_folder(
-            source, device
-        )  # by the path as given: a folder above may be named in other bytes than UTF-8
+        return read_folder(source, device)
     place = resolve(source)
     network = _read(place, device)
     if not is_folder_of_ours(place):
