@@ -39,7 +39,7 @@ ROOMS = {
 #: From the bottom up: a room imports none above it.
 FLOORS = [
     ("errors.py", "version.py", "earlier.py", "signals.py"),
-    ("checks.py", "decoding.py", "files.py", "options.py", "user_code.py"),
+    ("checks.py", "decoding.py", "files.py", "options.py", "progress.py", "user_code.py"),
     ("images.py", "writers/"),
     ("engine/",),
     ("data/",),

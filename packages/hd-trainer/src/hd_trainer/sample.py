@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hd_trainer.checks import check_number, check_seed, check_whole
 from hd_trainer.engine import draws
@@ -19,6 +18,7 @@ from hd_trainer.evaluation import in_batches
 from hd_trainer.files import make_folder, npz_in_progress
 from hd_trainer.images import save_grid, to_levels
 from hd_trainer.networks import GuidanceSettings, is_student, read_network, sampler
+from hd_trainer.progress import progress
 from hd_trainer.run_folder import last_stage
 
 MAX_COUNT, MAX_SAMPLING_STEPS = 100_000, 10_000
@@ -76,7 +76,7 @@ def sample(
     noise = draws.picture_noise(network.sample_shape, draws.evaluation_seed(seed), count, place)
     # Long work is done in small parts, so that the bar can tell how long it will take.
     batch = max(10, min(250, 50_000 // calls))
-    bar = tqdm(total=count, desc="sampling", unit="image", disable=count <= batch)
+    bar = progress(total=count, desc="sampling", unit="image", disable=count <= batch)
     try:
         images = in_batches(draw, noise, wanted, batch, bar.update)
     except (TypeError, ValueError) as error:
@@ -106,7 +106,7 @@ def _write_npz(
         raise UserError(f"an .npz holds pictures of 1 or 3 channels; the network makes {channels} (latents)")
 
     def parts() -> Iterator[np.ndarray]:
-        for first in tqdm(range(0, count, NPZ_BATCH), desc="sampling", unit="batch", disable=count <= NPZ_BATCH):
+        for first in progress(range(0, count, NPZ_BATCH), desc="sampling", unit="batch", disable=count <= NPZ_BATCH):
             number = min(NPZ_BATCH, count - first)
             noise = draws.picture_noise(shape, draws.evaluation_seed(seed) + first, number, device)
             images = draw(noise, {name: value[first : first + number] for name, value in cond.items()})

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from hd_trainer.data.emoji import FACTS, IMAGES, default_folder
 from hd_trainer.decoding import UnreadableError, decode
 from hd_trainer.engine.draws import shuffled
 from hd_trainer.errors import UserError
 from hd_trainer.files import folder_in_progress, make_folder, write_json
+from hd_trainer.progress import progress
 
 #: Drawings by style. The sets openmoji and emojione-v1 are left out: what is made of them must be under CC-BY-SA too.
 STYLES = {
@@ -118,7 +118,7 @@ def download(folder: Path) -> None:
     if npm is None:
         raise UserError("npm, which downloads the drawings, is not installed: get Node.js, or give --packages FOLDER")
     wanted = [f"@iconify-json/{style}@{version}" for style, version in STYLES.items()]
-    for package in tqdm([*wanted, f"emojibase-data@{NAMES_VERSION}"], desc="packages", leave=False):
+    for package in progress([*wanted, f"emojibase-data@{NAMES_VERSION}"], desc="packages", leave=False):
         done = subprocess.run(
             [npm, "pack", "--silent", "--pack-destination", str(folder), package],
             capture_output=True,
@@ -187,7 +187,7 @@ def as_svg(icon: dict[str, Any], icons: dict[str, Any]) -> str:
 def draw(glyphs: list[Glyph], render: Render) -> tuple[list[Glyph], np.ndarray]:
     """(drawings whose picture is none of an earlier one's and not empty, their pictures (N, 32, 32, 3) uint8)."""
     kept, pictures, seen = [], [], set()
-    for glyph in tqdm(glyphs, desc="emoji", unit="picture", leave=False):
+    for glyph in progress(glyphs, desc="emoji", unit="picture", leave=False):
         try:
             picture = decode(bytes(render(glyph.svg)), None, 3)
         except (UnreadableError, ValueError, RuntimeError) as error:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hd_trainer import decoding
 from hd_trainer.checks import short
@@ -16,6 +15,7 @@ from hd_trainer.data.cache import Pictures, Room, cached_pictures
 from hd_trainer.data.dataset import Dataset
 from hd_trainer.data.source import a_share, a_size, a_switch, channels, split_options, tell_left_out, text
 from hd_trainer.errors import UserError
+from hd_trainer.progress import progress
 
 OPTIONS = {
     "split": text,
@@ -92,7 +92,7 @@ def _decoded(name: str, raw: Any, image: str, options: dict[str, Any]) -> Pictur
         unreadable: dict[int, str] = {}
         shape = _shape(name, raw, image, size, depth)
         pixels = room(shape)
-        for row in tqdm(range(len(raw)), desc="pictures", unit="picture", leave=False):
+        for row in progress(range(len(raw)), desc="pictures", unit="picture", leave=False):
             try:
                 picture = decoding.decode(_bytes(raw[row][image]), size, shape[2])
             except decoding.UnreadableError as error:

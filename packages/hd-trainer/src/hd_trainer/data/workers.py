@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tqdm import tqdm
 
 from hd_trainer import decoding
 from hd_trainer.errors import UserError
+from hd_trainer.progress import progress
 
 #: Pictures a request; an interruption waits for no more than these.
 AT_ONCE = 32
@@ -51,7 +51,7 @@ def decode_files(
             unreadable.update(worker.decode(some, paths, pixels, size))
             bar.update(len(some))
 
-    with tqdm(total=len(rows), desc="pictures", unit="picture", leave=False) as bar:
+    with progress(total=len(rows), desc="pictures", unit="picture", leave=False) as bar:
         threads = ThreadPoolExecutor(max(1, len(crew)))
         try:
             for done in as_completed([threads.submit(work, worker) for worker in crew]):

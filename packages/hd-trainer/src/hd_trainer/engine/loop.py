@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hd_trainer import signals
 from hd_trainer.checks import check_steps
@@ -20,6 +18,7 @@ from hd_trainer.engine.optimizer import Optimizer
 from hd_trainer.errors import UserError
 from hd_trainer.files import remove_incomplete, write_json
 from hd_trainer.images import save_grid
+from hd_trainer.progress import progress, say
 from hd_trainer.writers import JsonLines, Writer, WriterFactory
 
 DONE, SAMPLES = "done.json", "samples"
@@ -71,15 +70,15 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
         return
     tidy(folder)
     remove_incomplete(folder / SAMPLES)
-    progress = load_newest(folder, task.modules, task.optimizers)
-    start, sums = progress.step, dict(progress.sums)
+    saved = load_newest(folder, task.modules, task.optimizers)
+    start, sums = saved.step, dict(saved.sums)
     said: set[str] = set()
     with _opened(writers, folder, start) as opened, signals.postponed() as stop_requested:
         if start:
             print(f"{task.name}: resuming after step {start} of {task.steps}")
             if _is_due(start, task, settings) and not all(path.exists() for path in _grids(task, folder, start)):
                 _save_samples(_draw(task, start), task, folder, start, opened)  # a kill came before them
-        began = time.perf_counter() - progress.seconds
+        began = time.perf_counter() - saved.seconds
         for step in _steps(task.name, start, task.steps):
             for name, value in task.step(step).items():
                 total, number = sums.get(name, (0.0, 0))
@@ -96,8 +95,8 @@ def train(task: Task, folder: Path, settings: LoopSettings, writers: Sequence[Wr
                     writer.write(done, seconds, _averages(sums))
                 sums = {}
             if due or stop_requested():
-                progress = Progress(step=done, seconds=seconds, sums=sums)
-                save_checkpoint(folder, progress, task.modules, task.optimizers)
+                saved = Progress(step=done, seconds=seconds, sums=sums)
+                save_checkpoint(folder, saved, task.modules, task.optimizers)
                 if images is not None:
                     _save_samples(images, task, folder, done, opened)
             if stop_requested() and done < task.steps:
@@ -123,7 +122,7 @@ def _say(name: str, step: int, alarms: Mapping[str, str], said: set[str]) -> Non
     """Print each kind of alarm once; ``said`` remembers."""
     for kind, sentence in alarms.items():
         if kind not in said:
-            tqdm.write(f"{name}, step {step}: warning: {sentence}", file=sys.stderr)
+            say(f"{name}, step {step}: warning: {sentence}")
     said.update(alarms)
 
 
@@ -169,8 +168,5 @@ def _opened(factories: Sequence[WriterFactory], folder: Path, step: int) -> Iter
 
 
 def _steps(name: str, start: int, steps: int) -> Iterator[int]:
-    """The numbers of the steps to do. A log file gets a line now and then, a terminal a moving bar."""
-    interval = 0.5 if sys.stderr.isatty() else 10.0
-    yield from tqdm(
-        range(start, steps), desc=f"{name:12s}", initial=start, total=steps, mininterval=interval, unit="step"
-    )
+    """The numbers of the steps to do."""
+    yield from progress(range(start, steps), desc=f"{name:12s}", initial=start, total=steps, unit="step")

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hd_trainer.checks import MAX_BATCH, MAX_IMAGES, check_choice, check_whole
 from hd_trainer.context import Context
@@ -25,6 +24,7 @@ from hd_trainer.evaluation.pixels import AT_ONCE, as_measured, restored, stored
 from hd_trainer.evaluation.reference import MANIFOLD, NEAREST_FOR, nearest_training, reference_of, spread
 from hd_trainer.evaluation.rows import HALVES, HELD_OUT, SCORES, Row, row_of_seeds
 from hd_trainer.networks import GuidanceSettings, sampler
+from hd_trainer.progress import progress
 
 Labels = Literal["training", "random"]
 
@@ -170,7 +170,7 @@ def evaluate(
     found: dict[tuple[str, int], list[dict[str, Any]]] = {one: [] for one in plan}
     speeds: dict[tuple[str, int], float] = {}
     all_calls: dict[tuple[str, int], int] = {}
-    bar = tqdm(total=len(plan) * settings.seeds, desc="evaluation", unit="row")
+    bar = progress(total=len(plan) * settings.seeds, desc="evaluation", unit="row")
     for seed in range(settings.seeds):
         noise, cond = sampling_inputs(settings, context, count, seed)
         for name, steps in plan:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm import tqdm
 
 from hd_trainer.data import Dataset, Split
 from hd_trainer.data.source import cache_folder
@@ -27,6 +26,7 @@ from hd_trainer.evaluation.distances import (
 from hd_trainer.evaluation.extractors import Extractor, extract, extract_parts
 from hd_trainer.evaluation.pixels import AT_ONCE, as_measured, key_of, split_digest
 from hd_trainer.files import make_folder, read_tensors, write_tensors
+from hd_trainer.progress import progress
 
 #: Part of every key of kept features: another number when what is below changes them.
 RULE = 1
@@ -140,7 +140,7 @@ def _computed(data: Dataset, split: Split, extractor: Extractor) -> Reference:
 
 def _bar(parts: tuple[Tensor, ...], name: str) -> Any:
     """A progress bar where it takes long."""
-    return tqdm(parts, desc=name, unit="part", leave=False, disable=len(parts) < 10)
+    return progress(parts, desc=name, unit="part", leave=False, disable=len(parts) < 10)
 
 
 def spread(number: int, most: int) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hd_trainer.data import Dataset, Split
 from hd_trainer.data.source import cache_folder
@@ -20,6 +19,7 @@ from hd_trainer.errors import UserError
 from hd_trainer.evaluation.extractors.base import Extractor, resized
 from hd_trainer.evaluation.pixels import as_measured, key_of, split_digest
 from hd_trainer.files import digest, folder_in_progress, read_json, read_tensors, write_json, write_tensors
+from hd_trainer.progress import progress
 
 #: Part of every key: another number when what is below changes what is learned.
 CODE = 1
@@ -121,7 +121,7 @@ def train(network: Classifier, data: Dataset, device: torch.device) -> int:
     steps = min(MOST, max(FEWEST, EPOCHS * len(data.train) // BATCH))
     optimizer = Optimizer(network, OPTIMIZER, steps)
     network.train()
-    for step in tqdm(range(steps), desc="classifier", unit="step"):
+    for step in progress(range(steps), desc="classifier", unit="step"):
         batch = data.train.read(draws.step_indices(step, BATCH, len(data.train), SEED))
         images = shrunk(as_measured(data, batch.x).to(device))
         generator = draws.step_generator(SEED, "classifier", step)
