@@ -24,6 +24,8 @@ from hd_trainer.stages.alarms import find_alarms
 RESULTS = Path(__file__).parent / "results"
 RECIPES = Path(__file__).parent / "recipes.py"
 DATA = {"digits": "digits", "fashion": "fashion", "emoji": f"{RECIPES}:emoji", "shapes": f"{RECIPES}:shapes"}
+#: Where the recipe looks for the drawn shapes, and what draws them.
+SHAPES, DRAW = Path("runs/shapes"), Path(__file__).parents[1] / "examples/draw_shapes.py"
 WEIGHTS = (0.0, 0.003, 0.01, 0.05)
 RATES = (1e-3,)
 #: What the digits recipe has had from the beginning, and what collapsed on other data.
@@ -41,6 +43,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/discriminator_weight"))
     options = parser.parse_args(arguments)
+    if "shapes" in options.data and not SHAPES.is_dir():
+        subprocess.run([sys.executable, str(DRAW), str(SHAPES)], check=True)
     rows: list[dict[str, object]] = []
     for data in options.data:
         base = options.out / data / "base"
@@ -51,8 +55,8 @@ def main(arguments: list[str]) -> None:
             folder = options.out / data / f"{weight:g}-{rate:g}"
             if not (folder / "evaluation.json").exists():
                 start = ["--teacher", str(base / "teacher"), "--student-weights", str(base / "trajectory")]
-                flags = ["gan-weight", f"{weight:g}", "optimizer.lr", f"{rate:g}"]
-                chosen = [f"--distribution.discriminator.{one}" if i % 2 == 0 else one for i, one in enumerate(flags)]
+                discriminator = "--distribution.discriminator"
+                chosen = [f"{discriminator}.gan-weight", f"{weight:g}", f"{discriminator}.optimizer.lr", f"{rate:g}"]
                 hdistill("run", DATA[data], "--out", str(folder), *common, *start, *chosen)
             rows.append({"data": data, "gan_weight": weight, "discriminator_lr": rate, **outcome(folder)})
     mark_choice(rows)

@@ -85,3 +85,24 @@ def test_awd_s_rows_are_those_of_the_seeds() -> None:
         found = next(row for row in rows if row["discriminator"] == "awd" and int(row["seed"]) == run["seed"])
         assert float(found["fd"]) == pytest.approx(expected["fd"], abs=1e-4)
         assert float(found["recall"]) == pytest.approx(expected["recall"], abs=1e-4)
+
+
+@pytest.mark.parametrize("data", ["digits", "fashion", "emoji", "shapes"])
+def test_the_search_for_the_weight_asks_for_what_there_is(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load_experiment("discriminator_weight", monkeypatch)
+    options = parse_settings("run", [experiment.DATA[data], *experiment.EVALUATION])
+    assert options.settings.evaluation.samples == 1000
+    assert data in options.settings.data
+
+
+def test_the_choice_is_the_weight_whose_worst_case_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load_experiment("discriminator_weight", monkeypatch)
+    distances = {("a", 0.0): 2.0, ("a", 0.1): 1.0, ("a", 0.5): 1.0, ("b", 0.0): 4.0, ("b", 0.1): 5.0, ("b", 0.5): 4.0}
+    rows = [
+        {"data": data, "gan_weight": weight, "discriminator_lr": 1e-3, "fd": fd, "alarms": "collapse" * (weight == 0.5)}
+        for (data, weight), fd in distances.items()
+    ]
+    experiment.mark_choice(rows)
+    # 0.5 has the best distances and an alarm; 0.1 is at worst 1.25 times the best, 0 twice.
+    assert {row["gan_weight"] for row in rows if row["choice"]} == {0.1}
+    assert {row["worst_ratio"] for row in rows if row["gan_weight"] == 0.1} == {1.25}

@@ -17,6 +17,9 @@ from trainer_helpers import contents, hdistill, save_official, write_latents, wr
 import hd_zoo
 from hd_trainer.networks import is_student, read_network
 
+#: Each case is a whole run.
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 #: The digits recipe in two steps a stage; the discriminator looks at what the teacher has.
