@@ -226,7 +226,7 @@ def test_without_classes_or_an_extractor_there_is_no_such_table(context: Context
 def test_a_run_without_an_extractor_has_a_sensible_page(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", images=rng.integers(0, 255, (60, 8, 8, 3), dtype=np.uint8))
-    short = [*SHORT[:2], "--data", f"npz:{tmp_path / 'data.npz'}", *SHORT[2:]]
+    short = [*SHORT[:2], "--data", f"npz:{tmp_path / 'data.npz'}", "--evaluation.extractors", "none", *SHORT[2:]]
     answer = hdistill(*short, "--out", tmp_path / "run")
     assert answer.code == 0, answer.err
     text = (tmp_path / "run/report.html").read_text(encoding="utf-8")

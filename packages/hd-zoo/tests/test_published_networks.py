@@ -20,6 +20,7 @@ from hd_zoo import (
     model_cost,
     save_pretrained,
 )
+from hd_zoo.networks import attention
 from hd_zoo.registry import published_models
 
 # Arithmetic and size in the appendix of arXiv 2212.09748: 10^9 multiply-adds ("Gflops") and millions of parameters.
@@ -174,7 +175,11 @@ def kept_for_backward(network: Any, dtype: torch.dtype, batch: int) -> int:
     ("settings", "dtype"),
     [(name, torch.float32) for name in SETTINGS] + [(name, torch.bfloat16) for name in HALF],
 )
-def test_activation_bytes_are_what_autograd_keeps(settings: str, dtype: torch.dtype) -> None:
+def test_activation_bytes_are_what_autograd_keeps(
+    settings: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the fused attention, as everywhere but in half precision on a CPU, where two products keep their scores."""
+    monkeypatch.setattr(attention, "_fused_backward_is_slow", lambda q: False)
     base = {"image_size": 16, "channels": 4, "patch": 1, "width": 128, "depth": 2, "num_heads": 2, "classes": 3}
     network = DiffusionTransformer(**{**base, **SETTINGS[settings]}).to(dtype)
     kept = kept_for_backward(network, dtype, batch=2) / 2

@@ -33,12 +33,15 @@ def load_function(text: str, default: str) -> Callable[..., Any]:
     sys.modules[spec.name] = module  # dataclasses look their module up
     if (folder := str(Path(path).resolve().parent)) not in sys.path:
         sys.path.append(folder)  # what lies beside the file can be imported, now and when the function is called
+    writes_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing of ours beside a file of theirs
     try:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit and its like too: it is no word of ours
         raise UserError(f"{path} cannot be imported: {_said(error)}") from error
+    finally:
+        sys.dont_write_bytecode = writes_none
     function = getattr(module, name, None)
     if not callable(function):
         found = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
