@@ -57,10 +57,7 @@ def sample(
     network: Any = read_network(last_stage(folder), place)
     if len(network.sample_shape) != 3:
         raise UserError(f"the network in {folder} makes no images but vectors {tuple(network.sample_shape)}")
-    bad = [label for label in labels if not 0 <= label < network.classes]
-    if bad:
-        accepted = f"lie in 0..{network.classes - 1}" if network.classes else "not be given: the network has no classes"
-        raise UserError(f"labels must {accepted}; got {', '.join(map(str, bad))}")
+    _check_labels(labels, network.classes)
     student = is_student(network)
     if student and guidance_scale != 1:
         raise UserError("guidance_scale is for teachers: a student has its teacher's guidance in its weights")
@@ -89,6 +86,13 @@ def sample(
         raise UserError(f"the network in {folder} has diverged: its samples are not finite; train it again")
     save_grid(images, out)
     print(f"Wrote {out}: {count} images")
+
+
+def _check_labels(labels: tuple[int, ...], classes: int) -> None:
+    bad = [label for label in labels if not 0 <= label < classes]
+    if bad:
+        accepted = f"lie in 0..{classes - 1}" if classes else "not be given: the network has no classes"
+        raise UserError(f"labels must {accepted}; got {', '.join(map(str, bad))}")
 
 
 def _write_npz(

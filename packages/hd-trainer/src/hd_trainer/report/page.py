@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hd_trainer.context import Context
 from hd_trainer.data import pictures
@@ -45,14 +45,7 @@ def write_report(settings: Settings, context: Context, out: Path, to: Path | Non
     summary = summarise(rows)
     if to is None:
         make_run_folder(out)
-    folders = stage_folders(out)
-    lost = [stage for stage in STAGES if summary[stage] is not None and stage not in folders]
-    if lost:
-        raise UserError(
-            f"{out} was evaluated with stages whose weights are gone ({', '.join(lost)}); "
-            f"train them, or run: hdistill evaluate {out}"
-        )
-    networks = {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
+    networks = _networks(out, context, [stage for stage in STAGES if summary[stage] is not None])
     guidance = settings.evaluation.guidance
     drawn = {
         stage: samples(context, network, summary["teacher"].steps if stage == "teacher" else 1, guidance)
@@ -95,6 +88,18 @@ def write_report(settings: Settings, context: Context, out: Path, to: Path | Non
     )
     write_text(to or out / REPORT, page)
     return to or out / REPORT
+
+
+def _networks(out: Path, context: Context, measured: list[str]) -> dict[str, nn.Module]:
+    """A run's networks by stage; those that were measured must be there."""
+    folders = stage_folders(out)
+    lost = [stage for stage in measured if stage not in folders]
+    if lost:
+        raise UserError(
+            f"{out} was evaluated with stages whose weights are gone ({', '.join(lost)}); "
+            f"train them, or run: hdistill evaluate {out}"
+        )
+    return {stage: load_network(folder, context.data, context.device) for stage, folder in folders.items()}
 
 
 def unit_of(facts: dict[str, Any], data: str) -> str:
