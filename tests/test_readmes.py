@@ -120,8 +120,8 @@ def test_every_hatch_command_exists(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_hdistill_command_is_understood(page: str) -> None:
     for line in command_lines(read(page), "hdistill"):
-        # A recipe that the reader is about to write has the flags of one that is there.
-        words = [re.sub(r"^mine\.py(:\w+)?$", OWN_RECIPE, word) for word in shlex.split(line)[1:]]
+        # A recipe that the reader is about to make has the flags of one that is there.
+        words = [re.sub(r"^(mine\.py(:\w+)?|runs/\w+/recipe\.json)$", OWN_RECIPE, word) for word in shlex.split(line)[1:]]
         options = [word.partition("=")[0] for word in words if word.startswith("-")]
         first_option = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
         text = help_text(*words[:first_option])
