@@ -24,6 +24,8 @@ PACKAGES = ("hd-meanflow", "hd-dmd", "hd-awd", "hd-zoo", "hd-trainer")
 READMES = ("README.md", *(f"packages/{package}/README.md" for package in PACKAGES))
 #: All pages whose commands a reader may copy.
 PAGES = (*READMES, "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+#: A recipe that the reader is about to make, or that a run has left, has the flags of one that is there.
+YET_TO_BE_MADE = r"(mine|drawn)\.py(:\w+)?|runs/.*/recipe\.json"
 OWN_RECIPE = str(ROOT / "examples/own_recipe.py")
 BLOCK_SECONDS = 120
 
@@ -120,8 +122,7 @@ def test_every_hatch_command_exists(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_hdistill_command_is_understood(page: str) -> None:
     for line in command_lines(read(page), "hdistill"):
-        # A recipe that the reader is about to make has the flags of one that is there.
-        words = [re.sub(r"^(mine\.py(:\w+)?|runs/\w+/recipe\.json)$", OWN_RECIPE, word) for word in shlex.split(line)[1:]]
+        words = [OWN_RECIPE if re.fullmatch(YET_TO_BE_MADE, word) else word for word in shlex.split(line)[1:]]
         options = [word.partition("=")[0] for word in words if word.startswith("-")]
         first_option = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
         text = help_text(*words[:first_option])
