@@ -14,6 +14,9 @@ from hd_trainer import UserError
 from hd_trainer.report import run_names
 from hd_trainer.report.compare import differing
 
+#: Most cases are whole runs: they are tried once, beside all other packages.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def other(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

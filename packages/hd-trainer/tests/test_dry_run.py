@@ -17,6 +17,9 @@ from hd_trainer.engine.checkpoint import complete_checkpoints
 from hd_trainer.engine.loop import DONE
 from hd_trainer.stages import STAGES
 
+#: Most cases are whole runs: they are tried once, beside all other packages.
+pytestmark = pytest.mark.slow
+
 
 def plan_of(out: Path, **given: Path) -> Plan:
     """The plan of the tiny settings."""

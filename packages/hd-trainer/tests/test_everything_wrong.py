@@ -17,6 +17,9 @@ from trainer_helpers import contents, drawn, hdistill, save_pictures
 
 from hd_trainer.data import load_data
 
+#: Most cases are whole runs: they are tried once, beside all other packages.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,9 @@ from trainer_helpers import SHORT, Answer, contents, hdistill
 import hd_zoo
 from hd_trainer.files import INCOMPLETE
 
+#: Most cases are whole runs: they are tried once, beside all other packages.
+pytestmark = pytest.mark.slow
+
 #: What the script must do without: the trainer, the other packages, and what only they bring.
 ELSEWHERE = ("hd_trainer", "hd_dmd", "hd_awd", "hd_meanflow", "numpy", "sklearn", "matplotlib", "diffusers", "jinja2")
 

@@ -13,6 +13,9 @@ from hd_trainer.networks import ModelSettings, cost_of
 from hd_trainer.new_recipe import facts_of, text_of
 from hd_trainer.rules import Facts
 
+#: Most cases are whole runs: they are tried once, beside all other packages.
+pytestmark = pytest.mark.slow
+
 SHAPES = Facts(shape=(3, 32, 32), samples=1_800, classes=8, bf16=True)
 MANY = Facts(shape=(3, 32, 32), samples=60_000, classes=10, bf16=True)
 DIGITS = Facts(shape=(1, 8, 8), samples=1_437, classes=10)

@@ -26,6 +26,9 @@ from hd_trainer.report import film, per_class, pictures
 from hd_trainer.report.figures import WIDEST, address
 from hd_trainer.report.per_class import ClassRow, shown
 
+#: Most cases are whole runs: they are tried once, beside all other packages.
+pytestmark = pytest.mark.slow
+
 
 def opened(text: str) -> Image.Image:
     """The picture of a data address."""
