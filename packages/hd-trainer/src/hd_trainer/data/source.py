@@ -16,6 +16,12 @@ from hd_trainer.errors import UserError
 _OPTIONS = re.compile(r"\?(?=\w+=)")
 
 
+def split_place(text: str) -> tuple[str, str]:
+    """(place, options with their question mark; nothing where there are none)."""
+    found = _OPTIONS.search(text)
+    return (text[: found.start()], text[found.start() :]) if found else (text, "")
+
+
 def split_options(kind: str, text: str, known: Mapping[str, Callable[[str, str], Any]]) -> tuple[str, dict[str, Any]]:
     """(place, options by name) of ``PLACE?name=value&name=value``.
 
@@ -26,14 +32,14 @@ def split_options(kind: str, text: str, known: Mapping[str, Callable[[str, str],
     Raises:
         UserError: for an option that is unknown, given twice or does not fit.
     """
-    place, *rest = _OPTIONS.split(text, maxsplit=1)
+    place, given = split_place(text)
     options: dict[str, Any] = {}
-    for part in rest[0].split("&") if rest else ():
+    for part in given[1:].split("&") if given else ():
         name, equals, value = part.partition("=")
         if name not in known:
             raise UserError(f"{kind}: unknown option {short(name)}; known: {', '.join(known) or 'none'}")
         if name in options or not equals:
-            raise UserError(f"{kind}: option {name} needs one value, as in ?{name}=...; got {short(rest[0])}")
+            raise UserError(f"{kind}: option {name} needs one value, as in ?{name}=...; got {short(given[1:])}")
         options[name] = known[name](f"{kind}: {name}", value)
     return place, options
 

@@ -14,6 +14,7 @@ from torch import nn
 import hd_zoo
 from hd_trainer.checks import short
 from hd_trainer.data import Dataset
+from hd_trainer.data.source import split_place
 from hd_trainer.errors import UserError
 from hd_trainer.files import read_json
 from hd_trainer.networks.fields import first_line
@@ -36,7 +37,6 @@ TEACHERS = {
     "FILE.py:FUNCTION": "what a function of yours returns: a torch.nn.Module that is a velocity field",
 }
 
-_OPTIONS = re.compile(r"\?(?=\w+=)")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NAMED = re.compile(r"(\w+):(.+)", re.DOTALL)
 _DIFFUSERS_OPTIONS = ("scheduler", "subfolder")
@@ -102,7 +102,7 @@ def resolve(source: str | Path) -> str:
     if is_function(text):
         path, colon, name = text.partition(":")
         return f"{Path(path).resolve()}{colon}{name}"
-    place, options = _split(text)
+    place, options = split_place(text)
     if _is_dir(place):
         folder = Path(place).resolve()
         if (folder / _RUN).is_file() and not (folder / CONFIG).is_file():
@@ -140,7 +140,7 @@ def source_digest(source: str | Path) -> str:
 def _read(place: str, device: torch.device) -> nn.Module:
     if is_function(place):
         return call_function(place, device)
-    path, options = _split(place)
+    path, options = split_place(place)
     if _is_dir(path):
         folder = Path(path)
         if is_of_function(folder) or not _is_of_diffusers(folder, options):
@@ -191,12 +191,6 @@ def _teacher_of_run(folder: Path) -> str:
     if not isinstance(found, str) or (Path(found) / _RUN).is_file():
         raise UserError(f"the run in {folder} has no finished teacher; train it first, or name another source")
     return found
-
-
-def _split(text: str) -> tuple[str, str]:
-    """(place, options with their question mark)."""
-    found = _OPTIONS.search(text)
-    return (text[: found.start()], text[found.start() :]) if found else (text, "")
 
 
 def _parsed(kind: str, options: str, known: tuple[str, ...] | None) -> dict[str, Any]:
