@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,7 @@ def mobilenet_extractor(device: torch.device, shape: tuple[int, ...]) -> Extract
     def run(images: Tensor) -> tuple[Tensor, None]:
         return network(normalised(resized(as_colour(images), side), *IMAGENET)), None
 
-    return Extractor(
-        name=f"mobilenet@{side}",
-        width=1280,
-        resize=f"{side}x{side}, bilinear with antialiasing; grey repeated",
-        sha256=digest(weights),
-        run=run,
-        device=device,
-    )
+    return _extractor("mobilenet", side, weights, run, device)
 
 
 def efficientnet_extractor(device: torch.device, shape: tuple[int, ...]) -> Extractor:
@@ -81,8 +75,15 @@ def efficientnet_extractor(device: torch.device, shape: tuple[int, ...]) -> Extr
         features = network.extract_features(inputs).mean(dim=(2, 3))
         return features, network._fc(features)
 
+    return _extractor("efficientnet", side, weights, run, device)
+
+
+def _extractor(
+    name: str, side: int, weights: Path, run: Callable[[Tensor], tuple[Tensor, Tensor | None]], device: torch.device
+) -> Extractor:
+    """Either network's: both have 1280 features of pictures scaled alike."""
     return Extractor(
-        name=f"efficientnet@{side}",
+        name=f"{name}@{side}",
         width=1280,
         resize=f"{side}x{side}, bilinear with antialiasing; grey repeated",
         sha256=digest(weights),
